@@ -1,0 +1,1 @@
+"""tiny: the small video model that ships with svdit."""

@@ -1,0 +1,1 @@
+"""Plans: patterns, tiles, tables, the plan file; numpy only."""

@@ -1,0 +1,1 @@
+"""Runners, the denoising loop, comparison."""

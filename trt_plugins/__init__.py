@@ -1,0 +1,1 @@
+"""The SparseAttention op and its loaders."""

@@ -1,0 +1,69 @@
+"""Reading and writing small files: whole or not at all, and with worded errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from svdit.plans.errors import SvditError, complain
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The UTF-8 text of a file. Raises SvditError when there is none; `what` says what it should hold."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise complain(str(path), "bytes that are not UTF-8", f"{what} as UTF-8 text") from None
+    except OSError as error:
+        raise unusable(path, error, what) from None
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Write beside the target, then rename: a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unusable(path, error, "a place that can be written") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def unusable(path: str | Path, error: OSError, expected: str) -> SvditError:
+    """What the operating system said about `path`, as a worded error."""
+    return complain(str(path), (error.strerror or str(error)).lower(), expected)
+
+
+def parse_json(text: str, source: str) -> object:
+    """JSON with the two things that Python lets pass refused: repeated keys, NaN and Infinity."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except SvditError as error:
+        raise error.under(f"{source}: ") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise complain(source, f"{error.msg.lower()} at {where}", "one JSON object") from None
+    except (ValueError, RecursionError) as error:
+        raise complain(source, str(error).lower(), "one JSON object of ordinary size") from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise complain(json.dumps(repeated), "the same key twice in one object", "each key once")
+    return result
+
+
+def _no_constant(name: str) -> object:
+    raise complain("JSON", name, "finite numbers")

@@ -1,0 +1,190 @@
+"""The choice of one attention pattern per layer and head from measured errors (Sparse-vDiT, arXiv 2506.03065).
+
+Numpy only: the errors come from `svdit.runtime.measure`, stages are merged by `svdit.plans.stages`.
+Shape letters: S steps, L layers, H heads, M modes (candidate patterns, `full` not among them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from svdit.plans.errors import complain
+from svdit.plans.geometry import Geometry
+from svdit.plans.patterns import Full, Pattern, Skip
+from svdit.plans.schema import Plan
+from svdit.plans.stages import Segment, merge, stages_of
+
+DEFAULT_LAM = 0.5
+DEFAULT_EPS = 1.0
+DEFAULT_ERROR_SCALE = 20.0
+NORMALISERS = ("layer", "head")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one walk over the denoising trajectory measured.
+
+    modes      M names, in the order in which ties are broken (first wins)
+    patterns   per mode either one pattern for every head, or a tuple over layers of tuples over heads
+    error      [S, L, H, M] mean over tokens, channels and prompts of (O_mode - O_full)^2
+    power      [S, L, H]    mean of O_full^2
+    sparsity   [L, H, M]    1 - kept query-key token pairs / N^2
+    """
+
+    modes: tuple[str, ...]
+    patterns: tuple[Pattern | tuple[tuple[Pattern, ...], ...], ...]
+    error: np.ndarray
+    power: np.ndarray
+    sparsity: np.ndarray
+
+    def name(self, mode: int, layer: int, head: int) -> str:
+        """Pattern name in the plan; patterns that differ by head carry their place in the name."""
+        if isinstance(self.patterns[mode], tuple):
+            return f"{self.modes[mode]}-l{layer}h{head}"
+        return "skip" if isinstance(self.patterns[mode], Skip) else self.modes[mode]
+
+    def pattern(self, mode: int, layer: int, head: int) -> Pattern:
+        found = self.patterns[mode]
+        return found[layer][head] if isinstance(found, tuple) else found
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Hyper-parameters of the paper's rule.
+
+    `lam` weighs density against error, `eps` is the loss above which a head stays full (paper: 0.5 and 1).
+    `error_scale` multiplies the normalised error; `normaliser` is "layer" (mean square of the dense output
+    over all heads of the layer) or "head" (of that head alone).
+    """
+
+    lam: float = DEFAULT_LAM
+    eps: float = DEFAULT_EPS
+    error_scale: float = DEFAULT_ERROR_SCALE
+    normaliser: str = "layer"
+
+    def __post_init__(self) -> None:
+        for name in ("lam", "eps", "error_scale"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise complain(name, repr(value), "a finite number >= 0", "see docs/search.md for useful values")
+        if self.normaliser not in NORMALISERS:
+            raise complain("normaliser", repr(self.normaliser), " or ".join(NORMALISERS))
+
+
+def relative_error(error: np.ndarray, power: np.ndarray, normaliser: str = "layer") -> np.ndarray:
+    """[S, L, H, M] squared error as a share of the dense output's mean square; a silent layer gives zeros."""
+    scale = power.mean(-1, keepdims=True) if normaliser == "layer" else power
+    scale = np.broadcast_to(scale, power.shape)[..., None]
+    return np.divide(error, scale, out=np.zeros_like(error), where=scale > 0)
+
+
+def losses(error: np.ndarray, sparsity: np.ndarray, lam: float) -> np.ndarray:
+    """Equation 2 of the paper: L_i = error_i + lam * (1 - S_i), S_i being sparsity.
+
+    The penalty grows with density, so sparse modes are cheap. (The paper's Algorithm 1 prints lam * S_i,
+    which would reward dense modes.)
+    """
+    return error + lam * (1.0 - sparsity)
+
+
+def with_full(loss: np.ndarray, eps: float) -> np.ndarray:
+    """Append `full` as mode M at the constant loss eps.
+
+    "Full if all L_i > eps, otherwise the smallest L_i" is then exactly the first smallest entry of the
+    last axis: a sparse mode that equals eps comes before full.
+    """
+    return np.concatenate([loss, np.full((*loss.shape[:-1], 1), eps)], axis=-1)
+
+
+def choose(loss: np.ndarray, eps: float) -> np.ndarray:
+    """The paper's rule on losses [..., M]: integer [...], M meaning full."""
+    return with_full(loss, eps).argmin(-1)
+
+
+def loss_table(measured: Measurement, rule: Rule) -> np.ndarray:
+    """[S, L, H, M + 1] losses of every mode, full last."""
+    error = rule.error_scale * relative_error(measured.error, measured.power, rule.normaliser)
+    return with_full(losses(error, measured.sparsity, rule.lam), rule.eps)
+
+
+def mean_density(measured: Measurement, segments: list[Segment]) -> float:
+    """Kept share of all query-key pairs, averaged over steps, layers and heads."""
+    num_layers, num_heads, _ = measured.sparsity.shape
+    dense = np.concatenate([1.0 - measured.sparsity, np.ones((num_layers, num_heads, 1))], axis=-1)
+    kept = [np.take_along_axis(dense, s.choice[..., None], -1).mean() * (s.stop - s.start) for s in segments]
+    return float(np.sum(kept) / segments[-1].stop)
+
+
+def rule_for_density(measured: Measurement, density: float, max_stages: int, error_scale: float = 1.0,
+                     normaliser: str = "layer") -> Rule:
+    """The rule whose merged plan keeps at most `density`, found by bisection over lam with eps = lam.
+
+    With eps = lam the constant of `full` equals the loss that equation 2 gives to a mode without error and
+    without sparsity, so the rule minimises total error at a price per kept pair: along this line
+    the density falls monotonically with lam, and every plan on it is the best one for its own density.
+    """
+    if not 0 < density <= 1:
+        raise complain("density", repr(density), "a number in (0, 1]")
+
+    def at(lam: float) -> tuple[Rule, float]:
+        rule = Rule(lam, lam, error_scale, normaliser)
+        return rule, mean_density(measured, merge(loss_table(measured, rule), max_stages))
+
+    low, high = -12.0, 12.0
+    if at(10.0**high)[1] > density:
+        raise complain("density", repr(density), f"at least {at(10.0**high)[1]:.4f} with these candidates",
+                       "add sparser candidates")
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(10.0**middle)[1] > density else (low, middle)
+    return at(10.0**high)[0]
+
+
+def plan_from(measured: Measurement, model: str, geometry: Geometry, tile: tuple[int, int, int], rule: Rule,
+              max_stages: int, provenance: Mapping[str, object]) -> Plan:
+    """Choose, merge into at most `max_stages` stages, and write down what was chosen and at which error.
+
+    The errors in the provenance are relative errors (before `error_scale`), one per stage, layer and head.
+    """
+    steps, num_layers, num_heads, num_modes = measured.error.shape
+    table = loss_table(measured, rule)
+    segments = merge(table, max_stages)
+    relative = relative_error(measured.error, measured.power, rule.normaliser)
+    relative = np.concatenate([relative, np.zeros((steps, num_layers, num_heads, 1))], axis=-1)
+    patterns: dict[str, Pattern] = {}
+    names, errors = [], []
+    for segment in segments:
+        chosen = segment.choice
+        mean = relative[segment.start:segment.stop].mean(0)
+        picked = np.take_along_axis(mean, chosen[..., None], -1)[..., 0]
+        errors.append([[float(f"{x:.4g}") for x in row] for row in picked])
+        stage = []
+        for layer in range(num_layers):
+            row = []
+            for head in range(num_heads):
+                mode = int(chosen[layer, head])
+                if mode == num_modes:
+                    row.append("full")
+                    continue
+                name, pattern = measured.name(mode, layer, head), measured.pattern(mode, layer, head)
+                if not isinstance(pattern, (Skip, Full)):
+                    patterns[name] = pattern
+                row.append(name)
+            stage.append(tuple(row))
+        names.append(tuple(stage))
+    record = {
+        "method": "sparse-vdit", "lam": rule.lam, "eps": rule.eps, "error_scale": rule.error_scale,
+        "normaliser": rule.normaliser, "steps": steps, "max_stages": max_stages, **provenance,
+        "density": float(f"{mean_density(measured, segments):.6g}"),
+        "stage_steps": [[s.start, s.stop] for s in segments],
+        "summed_loss": float(f"{sum(s.loss for s in segments):.6g}"),
+        "relative_errors": errors,
+    }
+    used = {name for stage in names for row in stage for name in row}
+    order = {name: patterns[name] for name in sorted(patterns) if name in used}
+    return Plan(model=model, geometry=geometry, tile=tile, patterns=order,
+                stages=stages_of(segments, steps, names), provenance=record)

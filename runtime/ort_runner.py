@@ -1,0 +1,63 @@
+"""ONNX Runtime on the CPU: one session per graph file of a portable or dense bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from svdit.plans.bundle import Bundle
+from svdit.plans.errors import complain
+from svdit.runtime.progress import progress
+from svdit.runtime.runner import Runner, need
+
+
+class OrtRunner(Runner):
+    """Runs the graphs of a bundle on ONNX Runtime's CPU provider.
+
+    All sessions are created in `activate`, so that no step of the loop pays for loading. The weight files
+    are external data, which ONNX Runtime maps into memory: the graphs of several stages share those pages.
+    """
+
+    backend = "onnxrt"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        manifest = bundle.manifest
+        num_stages = max(stage for graph in manifest.graphs for stage in graph.stages) + 1
+        super().__init__(f"onnxrt:{manifest.variant}", manifest.inputs, manifest.outputs, num_stages)
+        self.bundle = bundle
+        self.threads = threads
+        self._sessions: dict[int, Any] = {}
+
+    def _activate(self) -> None:
+        need("onnxruntime", "the backend onnxrt")
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # NOTE threads of an idle session must not spin while another session of the same process works.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        graphs = self.bundle.manifest.graphs
+        for graph in progress(graphs, f"loading {self.bundle.path.name}", "graph", show=len(graphs) > 1):
+            path = self.bundle.path / graph.file
+            try:
+                session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # every failure of this library is an unrelated exception class
+                self._sessions.clear()
+                raise complain(str(path), f"ONNX Runtime: {str(error).splitlines()[0]}",
+                               "a graph that ONNX Runtime can load on the CPU", "export the bundle again") from error
+            for stage in graph.stages:
+                self._sessions[stage] = session
+
+    def _infer(self, feed: Mapping[str, np.ndarray], stage: int) -> dict[str, np.ndarray]:
+        session = self._sessions[stage]
+        names = [spec.name for spec in self.outputs]
+        wanted = {node.name for node in session.get_inputs()}
+        given: dict[str, np.ndarray] = {name: array for name, array in feed.items() if name in wanted}
+        return dict(zip(names, session.run(names, given), strict=True))
+
+    def _close(self) -> None:
+        self._sessions.clear()

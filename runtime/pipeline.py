@@ -1,0 +1,125 @@
+"""From prompts to videos: encode, draw noise, denoise, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from svdit.plans import registry
+from svdit.plans.bundle import Bundle
+from svdit.plans.errors import complain
+from svdit.plans.schema import Plan
+from svdit.plans.tiles import Tiling
+from svdit.runtime.denoise import Denoising, StepRecord, check_seed, noise_for, run_all
+from svdit.runtime.runner import Runner
+from svdit.runtime.torch_runner import TorchRunner, checkpoint_of
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What to make: prompt i uses seed + i. None means the checkpoint's own default."""
+
+    prompts: tuple[str, ...]
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        prompts = tuple(self.prompts)
+        object.__setattr__(self, "prompts", prompts)
+        if not prompts:
+            raise complain("prompts", "none", "at least one prompt", "pass --prompt TEXT")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise complain(f"prompts[{i}]", repr(prompt), "text")
+        check_seed(self.seed)
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.seed + i for i in range(len(self.prompts))]
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """Videos of one run.
+
+    videos   uint8 [P, frames, height, width, 3]
+    latents  float32 [P, C, f, h, w], the final ones
+    records  one StepRecord per step (the time covers all prompts)
+    """
+
+    videos: np.ndarray
+    latents: np.ndarray
+    records: tuple[StepRecord, ...]
+    steps: int
+    guidance: float
+
+    @property
+    def step_seconds(self) -> np.ndarray:
+        """float64 [steps]"""
+        return np.array([record.seconds for record in self.records])
+
+
+def prepare(runner: Runner, adapter: Any, checkpoint: Path, tiling: Tiling, request: Request,
+            stage_of: Callable[[int, int], int]) -> Denoising:
+    """A denoising run at its first step: text encoded, noise drawn, scheduler set."""
+    sampling = adapter.sampling(checkpoint)
+    with torch.inference_mode():
+        text = adapter.encode_prompts(checkpoint, list(request.prompts)).float().cpu()
+        uncond = adapter.encode_prompts(checkpoint, [""]).float().cpu()
+    steps = sampling.steps if request.steps is None else request.steps
+    guidance = sampling.guidance_scale if request.guidance is None else request.guidance
+    noise = noise_for(request.seeds, adapter.latent_shape(tiling.geometry))
+    return Denoising(runner, sampling.scheduler(), noise, text, uncond, steps, float(guidance), stage_of)
+
+
+def finish(run: Denoising, adapter: Any, checkpoint: Path) -> Generated:
+    """Decode the latents of a finished run."""
+    assert run.done
+    with torch.inference_mode():
+        videos = np.asarray(adapter.decode(checkpoint, run.latents))
+    return Generated(videos, run.latents.numpy(), tuple(run.records), int(run.steps), float(run.guidance))
+
+
+def stages_for(runner: Runner, plan: Plan) -> Callable[[int, int], int]:
+    """The plan's stage function, or stage 0 for a runner that has only one (dense attention)."""
+    return plan.stage_of if runner.num_stages == len(plan.stages) else lambda step, steps: 0
+
+
+def run_bundle(runner: Runner, bundle: Bundle, request: Request, *, show: bool = True) -> Generated:
+    """Make videos with an active runner of a bundle."""
+    adapter = registry.adapter(bundle.manifest.model)
+    checkpoint = checkpoint_of(adapter, bundle.manifest.checkpoint)
+    run = prepare(runner, adapter, checkpoint, bundle.plan.tiling(), request, stages_for(runner, bundle.plan))
+    with torch.inference_mode():
+        run_all([run], f"denoising on {runner.name}", show)
+    return finish(run, adapter, checkpoint)
+
+
+def generate(adapter: Any, checkpoint: str | Path | None, prompts: Sequence[str], *, plan: Plan | None = None,
+             tile: tuple[int, int, int] | None = None, seed: int = 0, steps: int | None = None,
+             guidance: float | None = None, device: str = "cpu", dtype: str = "float32", attention: str = "auto",
+             batch: int | None = None, show: bool = False) -> Generated:
+    """Make videos in torch without a bundle: dense attention, or a plan's.
+
+    All prompts advance together; `batch` limits the rows of one denoiser call (two rows a prompt with
+    guidance; None: all at once). `attention` is "auto", "op" or "masked" (see `runtime.attention`).
+    Without a plan, `tile` (default: the model's) only decides the order of tokens.
+    """
+    folder = checkpoint_of(adapter, checkpoint)
+    geometry = adapter.geometry(folder)
+    if plan is not None:
+        plan.geometry.require_same(geometry, "plan: geometry", f"the checkpoint {folder.name}")
+    tiling = plan.tiling() if plan is not None else Tiling(geometry, tile or adapter.default_tile())
+    request = Request(tuple(prompts), seed, steps, guidance)
+    with TorchRunner(adapter, folder, tiling, plan, device=device, dtype=dtype, attention=attention,
+                     batch=batch) as runner, torch.inference_mode():
+        stage_of = plan.stage_of if plan is not None else (lambda step, steps: 0)
+        run = prepare(runner, adapter, folder, tiling, request, stage_of)
+        run_all([run], f"denoising on {runner.name}", show)
+        return finish(run, adapter, folder)

@@ -1,0 +1,118 @@
+"""The model itself in torch: adapter and attention function, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svdit.plans import registry
+from svdit.plans.bundle import Bundle, TensorSpec
+from svdit.plans.errors import complain
+from svdit.plans.schema import Plan
+from svdit.plans.tiles import Tiling
+from svdit.runtime.runner import Runner, need
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def checkpoint_of(adapter: Any, checkpoint: str | Path | None) -> Path:
+    """The checkpoint folder to use; None or "packaged" means the weights shipped with the package."""
+    if checkpoint is None or str(checkpoint) == "packaged":
+        packaged = adapter.packaged_checkpoint()
+        if packaged is None:
+            raise complain(f"model {adapter.name}: checkpoint", "none", "a checkpoint folder",
+                           "this model ships no weights; pass --checkpoint DIR")
+        return Path(packaged)
+    path = Path(checkpoint)
+    if not path.is_dir():
+        raise complain("checkpoint", str(path), "an existing folder in diffusers' layout")
+    return path
+
+
+def check_device(device: str) -> str:
+    """Return `device` if torch can use it here."""
+    need("torch", "the backend torch")
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise complain("device", repr(device), "cpu, cuda or cuda:N") from error
+    if kind not in ("cpu", "cuda"):
+        raise complain("device", repr(device), "cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise complain("device", repr(device), "a GPU that torch can see", "use --device cpu")
+    return device
+
+
+class TorchRunner(Runner):
+    """Runs an adapter's denoiser. Any number of rows per call, or exactly `batch`.
+
+    plan None means dense attention. `attention` is a method of `runtime.attention.plan_attention`.
+    dtype is that of weights and activations; inputs and outputs of `infer` are always float32.
+    """
+
+    backend = "torch"
+
+    def __init__(self, adapter: Any, checkpoint: Path, tiling: Tiling, plan: Plan | None, *, device: str = "cpu",
+                 dtype: str = "float32", attention: str = "auto", threads: int | None = None, batch: int | None = None) -> None:
+        if dtype not in DTYPES:
+            raise complain("dtype", repr(dtype), f"one of {', '.join(DTYPES)}")
+        latent = adapter.latent_shape(tiling.geometry)
+        rows: int | str = "B" if batch is None else batch
+        inputs = (TensorSpec("hidden_states", "float32", (rows, *latent)), TensorSpec("timestep", "float32", (rows,)),
+                  TensorSpec("encoder_hidden_states", "float32", (rows, "L", "E")))
+        outputs = (TensorSpec("noise_pred", "float32", (rows, *latent)),)
+        super().__init__("torch:dense" if plan is None else "torch:plan", inputs, outputs,
+                         1 if plan is None else len(plan.stages))
+        self.adapter, self.checkpoint, self.tiling, self.plan = adapter, checkpoint, tiling, plan
+        self.device, self.dtype, self.method, self.threads = device, dtype, attention, threads
+        self._model: torch.nn.Module | None = None
+
+    def _activate(self) -> None:
+        check_device(self.device)
+        import torch
+
+        from svdit.runtime.attention import DenseAttention, plan_attention
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        attention = (DenseAttention(self.tiling) if self.plan is None
+                     else plan_attention(self.plan, self.device, self.method))
+        self._model = self.adapter.denoiser(self.checkpoint, self.tiling, attention, dtype=self.dtype,
+                                            device=self.device).eval()
+
+    def _infer(self, feed: Mapping[str, np.ndarray], stage: int) -> dict[str, np.ndarray]:
+        import torch
+
+        assert self._model is not None
+        kind = getattr(torch, self.dtype)
+        with torch.inference_mode():
+            latents, timestep, text = (torch.from_numpy(feed[name]).to(self.device) for name in
+                                       ("hidden_states", "timestep", "encoder_hidden_states"))
+            number = torch.tensor([stage], dtype=torch.int32, device=self.device)
+            out = self._model(latents.to(kind), timestep, text.to(kind), number)
+            return {"noise_pred": out.float().cpu().numpy()}
+
+    def _close(self) -> None:
+        self._model = None
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def torch_from_bundle(bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dense: bool = False,
+                      attention: str = "auto") -> TorchRunner:
+    """A torch runner with the bundle's plan and checkpoint; a dense bundle, or `dense`, gives dense attention."""
+    adapter = registry.adapter(bundle.manifest.model)
+    checkpoint = checkpoint_of(adapter, bundle.manifest.checkpoint)
+    dense = dense or bundle.manifest.variant == "dense"
+    return TorchRunner(adapter, checkpoint, bundle.plan.tiling(), None if dense else bundle.plan, device=device,
+                       attention=attention, threads=threads)

@@ -1,0 +1,139 @@
+"""The questions every model answers, for the exporter, the runners and the search alike.
+
+Shape letters used below: B batch, N tokens of self-attention, H heads, D head width, C latent channels,
+f h w latent frames, rows and columns, L text tokens, E text width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svdit.plans.errors import complain
+from svdit.plans.geometry import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from svdit.plans.tiles import Tiling
+
+    AttentionFn = Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor], torch.Tensor
+    ]
+    """(q, k, v, layer, stage, text_len) -> output; q, k, v and output are [B, N, H, D] in tile order,
+    stage is int32 [1] and text_len int32 [B]."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled when the user says nothing else."""
+
+    steps: int
+    """Denoising steps."""
+    guidance_scale: float
+    """Classifier-free guidance scale; 1 means no guidance."""
+    scheduler: Callable[[], Any]
+    """Makes a fresh diffusers scheduler."""
+    cfg: str = "batch"
+    """"batch": one call on [unconditional, conditional]; "calls": one call each."""
+
+
+class ModelAdapter(ABC):
+    """One model family: where its weights are, what its attention looks like, how it is sampled."""
+
+    name: str
+    """What users type after --model, and what plans carry as their model."""
+
+    def packaged_checkpoint(self) -> Path | None:
+        """The checkpoint shipped with the package, or None where users bring their own."""
+        return None
+
+    @abstractmethod
+    def geometry(self, checkpoint: Path) -> Geometry:
+        """Attention geometry at the model's reference video size."""
+
+    @abstractmethod
+    def default_tile(self) -> tuple[int, int, int]:
+        """The tile (tt, th, tw) that plans use unless told otherwise."""
+
+    @abstractmethod
+    def latent_shape(self, geometry: Geometry, checkpoint: Path | None = None) -> tuple[int, int, int, int]:
+        """(C, f, h, w) of the denoiser's video input for this token grid, batch left out.
+
+        Without a checkpoint: as the published models of this family have it.
+        """
+
+    @abstractmethod
+    def text_shape(self, checkpoint: Path) -> tuple[int, int]:
+        """(L, E) of the denoiser's text input."""
+
+    @abstractmethod
+    def denoiser(
+        self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str = "float32", device: str = "cpu"
+    ) -> torch.nn.Module:
+        """The denoiser with its weights loaded, its self-attention through `attention`.
+
+        Its forward takes hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states [B, L, E] and stage
+        int32 [1], and returns the prediction [B, C, f, h, w]. The attribute `attention` may be replaced later.
+        Raises SvditError for a checkpoint that is not this model's or a tiling that contradicts it.
+        """
+
+    @abstractmethod
+    def traced_denoiser(self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str) -> TracedDenoiser:
+        """The same module on the meta device, with where each of its values is to be found. No weight is read."""
+
+    @abstractmethod
+    def sampling(self, checkpoint: Path) -> Sampling:
+        """Steps, guidance and scheduler of this checkpoint."""
+
+    @abstractmethod
+    def encode_prompts(self, checkpoint: Path, prompts: list[str]) -> torch.Tensor:
+        """Text embeddings float32 [B, L, E]; "" is the unconditional prompt."""
+
+    @abstractmethod
+    def decode(self, checkpoint: Path, latents: torch.Tensor) -> np.ndarray:
+        """Latents [B, C, f, h, w] to uint8 videos [B, frames, height, width, 3]."""
+
+    def check_geometry(self, checkpoint: Path, geometry: Geometry) -> None:
+        """Raise SvditError where a plan's geometry contradicts the checkpoint; the grid may differ in size."""
+        own = self.geometry(checkpoint)
+        for field in ("layers", "heads", "head_dim", "text_tokens", "text_position"):
+            got, expected = getattr(geometry, field), getattr(own, field)
+            if got != expected:
+                raise complain(
+                    f"plan geometry.{field}",
+                    got,
+                    f"{expected}, as the {self.name} checkpoint {checkpoint} has",
+                    "use a plan made for this checkpoint, or give the checkpoint it was made for",
+                )
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint where it lies on disk."""
+
+    key: str
+    file: Path
+    dtype: str
+    """safetensors spelling: F32, F16, BF16."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+    length: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class TracedDenoiser:
+    """A denoiser without values, for tracing, and where the values are."""
+
+    module: torch.nn.Module
+    """On the meta device."""
+    parameters: dict[str, StoredTensor]
+    """By parameter name; same bytes, perhaps seen under another shape of equal size."""
+    buffers: dict[str, np.ndarray]
+    """Constants that are computed, by buffer name."""

@@ -1,0 +1,101 @@
+"""Sizes of a Wan transformer, as its config.json states them."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+from svdit.plans.errors import complain, rooted
+from svdit.plans.fields import boolean, integer, integers, number, shown
+from svdit.plans.geometry import Geometry
+
+CLASS_NAME = "WanTransformer3DModel"
+QK_NORM = "rms_norm_across_heads"
+ROPE_THETA = 10_000.0
+REFERENCE_LATENT = (21, 90, 160)
+"""Latent frames, rows and columns of the reference video, 81 x 720 x 1280."""
+TEXT_TOKENS = 512
+"""Prompt tokens that Wan's pipeline passes to cross-attention, padding included."""
+DEFAULT_TILE = (1, 8, 16)
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """The constructor arguments of diffusers' WanTransformer3DModel, text-to-video only."""
+
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int | None = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    cross_attn_norm: bool = True
+    qk_norm: str | None = QK_NORM
+    eps: float = 1e-6
+    image_dim: int | None = None
+    added_kv_proj_dim: int | None = None
+    rope_max_seq_len: int = 1024
+    pos_embed_seq_len: int | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "patch_size", integers(self.patch_size, "patch_size", 3, low=1))
+        for name in ("num_attention_heads", "attention_head_dim", "in_channels", "text_dim", "freq_dim", "ffn_dim",
+                     "num_layers", "rope_max_seq_len"):
+            integer(getattr(self, name), name, low=1)
+        put(self, "out_channels", integer(self.out_channels or self.in_channels, "out_channels", low=1))
+        for name in ("attention_head_dim", "freq_dim"):
+            if getattr(self, name) % 2:
+                raise complain(name, getattr(self, name), "an even number")
+        boolean(self.cross_attn_norm, "cross_attn_norm")
+        if number(self.eps, "eps") <= 0:
+            raise complain("eps", self.eps, "a positive number")
+        if self.qk_norm != QK_NORM:
+            raise complain("qk_norm", shown(self.qk_norm), shown(QK_NORM))
+        for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
+            if getattr(self, name) is not None:
+                raise complain(name, shown(getattr(self, name)), "null", "only text-to-video Wan is supported")
+        if self.in_channels != self.out_channels:
+            raise complain("in_channels", self.in_channels, f"out_channels, {self.out_channels}")
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @classmethod
+    def from_json(cls, obj: dict, path: Path) -> WanConfig:
+        """Read a config.json. Raises SvditError for another class, an unknown key or an impossible size."""
+        with rooted(f"{path}: "):
+            if obj.get("_class_name") != CLASS_NAME:
+                raise complain("$._class_name", shown(obj.get("_class_name")), shown(CLASS_NAME))
+            names = [f.name for f in fields(cls)]
+            values = {key: value for key, value in obj.items() if not key.startswith("_")}
+            for key in values:
+                if key not in names:
+                    raise complain(f"$.{key}", "an unknown key", "one of " + ", ".join(names))
+            for f in fields(cls):
+                if f.default is MISSING and f.name not in values:
+                    raise complain(f"$.{f.name}", "nothing", "a value")
+            with rooted("$."):
+                return cls(**values)
+
+    def geometry(self, latent: tuple[int, int, int]) -> Geometry:
+        """Attention geometry for latents of (f, h, w). Raises SvditError when patches do not divide them."""
+        for name, size, patch in zip(("frames", "height", "width"), latent, self.patch_size, strict=True):
+            if size < 1 or size % patch:
+                raise complain(f"latent {name}", size, f"a positive multiple of the patch size {patch}")
+        grid = tuple(size // patch for size, patch in zip(latent, self.patch_size, strict=True))
+        return Geometry(grid, 0, "none", self.num_layers, self.num_attention_heads, self.attention_head_dim)
+
+    def latent(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Latent (f, h, w) of a token grid."""
+        f, h, w = (n * patch for n, patch in zip(grid, self.patch_size, strict=True))
+        return f, h, w
+
+    def rope_split(self) -> tuple[int, int, int]:
+        """Channels of a head that carry time, row and column positions."""
+        side = 2 * (self.attention_head_dim // 6)
+        return self.attention_head_dim - 2 * side, side, side

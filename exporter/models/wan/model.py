@@ -1,0 +1,250 @@
+"""Wan's denoiser with its video tokens in tile order and its self-attention left to a function.
+
+The parameters are those of diffusers' WanTransformer3DModel under the same names; the patch embedding alone
+is seen as a matrix instead of a Conv3d kernel (same bytes). Differences that do not change the result: video
+tokens are permuted once before the patch embedding and once after the last projection, RoPE is a pair of
+permuted constants applied with stack instead of strided assignment, RMSNorm is written out.
+
+Shape letters: B batch, N video tokens, H heads, D head width, C width H * D, L text tokens, P patch features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svdit.exporter.models.wan.config import ROPE_THETA, WanConfig
+from svdit.exporter.token_order import permute_tokens
+
+if TYPE_CHECKING:
+    from svdit.exporter.models.base import AttentionFn
+    from svdit.plans.tiles import Tiling
+
+
+def constants(config: WanConfig, tiling: Tiling) -> dict[str, np.ndarray]:
+    """Values of the denoiser's buffers, by buffer name."""
+    cos, sin = rope_tables(config, tiling)
+    half = config.freq_dim // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+    return {
+        "order": tiling.order,
+        "inverse": tiling.inverse,
+        "rope_cos": cos,
+        "rope_sin": sin,
+        "condition_embedder.frequencies": torch.exp(exponent).numpy(),
+    }
+
+
+def rope_tables(config: WanConfig, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin float32 [1, N, 1, D / 2] of the axial rotary embedding, tokens in tile order."""
+    positions = np.unravel_index(tiling.order, tiling.geometry.grid)
+    parts = []
+    for position, dim in zip(positions, config.rope_split(), strict=True):
+        frequencies = 1.0 / ROPE_THETA ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+        parts.append(np.outer(position, frequencies))
+    angle = np.concatenate(parts, axis=1)[None, :, None, :]
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the channel pairs (2i, 2i + 1) of x [B, N, H, D] in float32."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * self.weight.float()).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in float32, with or without scale and shift."""
+
+    def __init__(self, width: int, eps: float, affine: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width)) if affine else None
+        self.bias = nn.Parameter(torch.empty(width)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (None, None) if self.weight is None else (self.weight.float(), self.bias.float())
+        return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps)
+
+
+class Attention(nn.Module):
+    """Projections and normalised heads, shared by self- and cross-attention."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.num_attention_heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q = RMSNorm(width, config.eps)
+        self.norm_k = RMSNorm(width, config.eps)
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x and keys, values of context, each [B, tokens, H, D]."""
+        q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(context)), self.to_v(context)
+        return tuple(t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
+
+
+class SelfAttention(Attention):
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], attention: AttentionFn, layer: int, stage: Tensor, text_len: Tensor
+    ) -> Tensor:
+        q, k, v = self.project(x, x)
+        out = attention(apply_rope(q, *rope), apply_rope(k, *rope), v, layer, stage, text_len)
+        return self.to_out[0](out.flatten(2))
+
+
+class CrossAttention(Attention):
+    """Video tokens attend to the text: N x L, always dense."""
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in self.project(x, text))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a tanh GELU between them; the names are diffusers'."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(width, inner)}), nn.Identity(), nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](F.gelu(self.net[0]["proj"](x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; modulation and residual sums in float32."""
+
+    def __init__(self, config: WanConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm1 = LayerNorm(config.width, config.eps, affine=False)
+        self.attn1 = SelfAttention(config)
+        self.attn2 = CrossAttention(config)
+        self.norm2 = LayerNorm(config.width, config.eps, affine=True) if config.cross_attn_norm else nn.Identity()
+        self.ffn = FeedForward(config.width, config.ffn_dim)
+        self.norm3 = LayerNorm(config.width, config.eps, affine=False)
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 6, config.width))
+
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor,
+        modulation: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention: AttentionFn,
+        stage: Tensor,
+        text_len: Tensor,
+    ) -> Tensor:
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = (self.scale_shift_table.float() + modulation.float()).chunk(6, 1)
+        normed = (self.norm1(x) * (1 + scale) + shift).to(x.dtype)
+        attended = self.attn1(normed, rope, attention, self.layer, stage, text_len)
+        x = (x.float() + attended.float() * gate).to(x.dtype)
+        x = x + self.attn2(self.norm2(x.float()).to(x.dtype), text)
+        normed = (self.norm3(x) * (1 + ff_scale) + ff_shift).to(x.dtype)
+        return (x.float() + self.ffn(normed).float() * ff_gate).to(x.dtype)
+
+
+class TwoLayers(nn.Module):
+    """linear_1, an activation, linear_2."""
+
+    def __init__(self, wide_in: int, width: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(wide_in, width)
+        self.activation = activation
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class ConditionEmbedder(nn.Module):
+    """Time step and text to the width of the blocks."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.time_embedder = TwoLayers(config.freq_dim, config.width, nn.SiLU())
+        self.time_proj = nn.Linear(config.width, 6 * config.width)
+        self.text_embedder = TwoLayers(config.text_dim, config.width, nn.GELU(approximate="tanh"))
+        self.register_buffer("frequencies", torch.empty(config.freq_dim // 2), persistent=False)
+
+    def forward(self, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """timestep [B], text [B, L, E] to time [B, C], modulation [B, 6, C], text [B, L, C]."""
+        angle = timestep.float()[:, None] * self.frequencies[None]
+        time = self.time_embedder(torch.cat([angle.cos(), angle.sin()], dim=-1)).to(text.dtype)
+        modulation = self.time_proj(F.silu(time)).unflatten(1, (6, -1))
+        return time, modulation, self.text_embedder(text)
+
+
+class WanDenoiser(nn.Module):
+    """hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states [B, L, E], stage int32 [1] -> [B, C, f, h, w].
+
+    Input and output are float32; `dtype` is what the blocks compute in. `attention` may be replaced.
+    """
+
+    def __init__(self, config: WanConfig, tiling: Tiling, attention: AttentionFn, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = tiling.geometry.grid
+        self.dtype = dtype
+        self.attention = attention
+        tokens, half = tiling.geometry.tokens, config.attention_head_dim // 2
+        features = math.prod(config.patch_size)
+        self.patch_embedding = nn.Linear(config.in_channels * features, config.width)
+        self.condition_embedder = ConditionEmbedder(config)
+        self.blocks = nn.ModuleList([Block(config, i) for i in range(config.num_layers)])
+        self.norm_out = LayerNorm(config.width, config.eps, affine=False)
+        self.proj_out = nn.Linear(config.width, config.out_channels * features)
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 2, config.width))
+        self.register_buffer("order", torch.empty(tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("inverse", torch.empty(tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("rope_cos", torch.empty(1, tokens, 1, half), persistent=False)
+        self.register_buffer("rope_sin", torch.empty(1, tokens, 1, half), persistent=False)
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, stage: Tensor) -> Tensor:
+        text_len = torch.zeros_like(timestep, dtype=torch.int32)
+        time, modulation, text = self.condition_embedder(timestep, encoder_hidden_states.to(self.dtype))
+        x = permute_tokens(self.patches(hidden_states.to(self.dtype)), self.order)
+        x = self.patch_embedding(x)
+        for block in self.blocks:
+            x = block(x, text, modulation, (self.rope_cos, self.rope_sin), self.attention, stage, text_len)
+        shift, scale = (self.scale_shift_table.float() + time.float().unsqueeze(1)).chunk(2, 1)
+        x = self.proj_out((self.norm_out(x) * (1 + scale) + shift).to(x.dtype))
+        return self.video(permute_tokens(x, self.inverse)).float()
+
+    def patches(self, video: Tensor) -> Tensor:
+        """[B, C, f, h, w] to patches in raster order [B, N, P], features in Conv3d's order (C, pt, ph, pw)."""
+        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch_size
+        batch, channels = video.shape[:2]
+        cells = video.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return cells.reshape(batch, t * h * w, channels * pt * ph * pw)
+
+    def video(self, patches: Tensor) -> Tensor:
+        """Raster-order output features (pt, ph, pw, C) [B, N, P] back to [B, C, f, h, w]."""
+        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch_size
+        batch = patches.shape[0]
+        cells = patches.reshape(batch, t, h, w, pt, ph, pw, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return cells.reshape(batch, -1, t * pt, h * ph, w * pw)

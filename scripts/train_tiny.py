@@ -6,8 +6,8 @@
 
 Data: one coloured shape moves over a smooth textured background and bounces off the walls; the caption names
 colour, shape, direction and speed. Model: diffusers' WanTransformer3DModel in pixel space. Objective: rectified
-flow (Liu et al., 2209.03003): x_sigma = (1 - sigma) x0 + sigma noise, the model predicts noise - x0. Hidden
-matrices are trained with Muon, the rest with AdamW; the exponential moving average is what is saved.
+flow (Liu et al., 2209.03003): x_sigma = (1 - sigma) x0 + sigma noise, the model predicts noise - x0. The
+exponential moving average of the weights is what is saved.
 
 Writes DIR/{transformer,scheduler,captions} in diffusers' layout (fp16, shards under 15 MB), DIR/samples.png and
 DIR/training.json. Needs one CUDA GPU (about 60 GB at the defaults; lower --batch for less).
@@ -35,10 +35,10 @@ VOCABULARY = {
 RGB = [[1, 0.2, 0.2], [0.2, 1, 0.2], [0.25, 0.4, 1], [1, 1, 0.2], [1, 0.3, 1], [0.2, 1, 1]]
 PIXELS_PER_FRAME = [1.0, 2.0, 3.0]
 FRAMES, TEXT_WIDTH, CAPTION_TOKENS, SHIFT = 16, 128, 4, 3.0
-CONFIG = dict(
-    patch_size=(1, 4, 4), num_attention_heads=4, attention_head_dim=64, in_channels=3, out_channels=3,
-    text_dim=TEXT_WIDTH, freq_dim=128, ffn_dim=1024, num_layers=8, cross_attn_norm=True,
-    qk_norm="rms_norm_across_heads", rope_max_seq_len=64)
+CONFIG = {
+    "patch_size": (1, 4, 4), "num_attention_heads": 4, "attention_head_dim": 64, "in_channels": 3,
+    "out_channels": 3, "text_dim": TEXT_WIDTH, "freq_dim": 128, "ffn_dim": 1024, "num_layers": 8,
+    "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 64}
 
 
 def draw(count: int, size: int, device: str, words: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +77,8 @@ def draw(count: int, size: int, device: str, words: torch.Tensor | None = None) 
     unit = pixel / 96 * 2 * math.pi
     freq = (torch.rand(count, 3, 2, 2, device=device) - 0.5) * 2.4
     phase = torch.rand(count, 3, 2, device=device) * 2 * math.pi
-    waves = torch.sin(unit[:, None] * freq[..., 0, None, None] + unit * freq[..., 1, None, None] + phase[..., None, None])
+    freq_y, freq_x = freq[..., None, None].unbind(3)
+    waves = torch.sin(unit[:, None] * freq_y + unit * freq_x + phase[..., None, None])
     back = (waves * torch.tensor([0.22, 0.13], device=device)[:, None, None]).sum(2) - 0.45
     fore = torch.tensor(RGB, device=device)[colour] * 2 - 1
     video = back[:, :, None] * (1 - alpha) + fore[:, :, None, None, None] * alpha
@@ -143,22 +144,13 @@ def save(model, captions, out: Path) -> None:
     (out / "captions/config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def optimisers(model, captions, rate: float):
-    """Muon for the blocks' matrices, AdamW for the rest; both see `rate` (Muon's update is scaled to AdamW's size)."""
-    hidden = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in (*model.parameters(), *captions.parameters()) if id(p) not in chosen]
-    return [torch.optim.Muon(hidden, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=480, help="wall time of training, compilation included")
     parser.add_argument("--size", type=int, default=96, help="pixels a side, a multiple of 4")
     parser.add_argument("--batch", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lr-end", type=float, default=2e-5)
     parser.add_argument("--warmup", type=int, default=200, help="steps")
     parser.add_argument("--init", type=Path, help="folder written earlier, to go on from")
@@ -180,13 +172,12 @@ def main() -> None:
     run = model if args.no_compile else torch.compile(model, dynamic=False)
     weights = [*model.parameters(), *captions.parameters()]
     averages = [*ema.parameters(), *ema_captions.parameters()]
-    opts = optimisers(model, captions, args.lr)
+    optimiser = torch.optim.AdamW(weights, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     loss_mean, steps, log = None, 0, []
     while (done := (time.time() - began) / args.seconds) < 1:
         rate = args.lr_end + (args.lr - args.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = rate * min(1, (steps + 1) / args.warmup)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1, (steps + 1) / args.warmup)
         video, tokens = draw(args.batch, args.size, device)
         text = captions(tokens) * (torch.rand(args.batch, 1, 1, device=device) >= 0.1)
         # Evenly spread quantiles of a logit-normal: the same distribution with less variance a batch.
@@ -198,9 +189,8 @@ def main() -> None:
         loss = F.mse_loss(velocity.float(), noise - video)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_lerp_(averages, weights, 1 - min(0.998, (steps + 1) / (steps + 10)))
         steps += 1
@@ -218,9 +208,9 @@ def main() -> None:
     info = {"settings": settings, "steps": steps, "held_out_loss": held, "log": log, "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     (args.out / "training.json").write_text(json.dumps(info, indent=1) + "\n")
-    words = torch.tensor([[0, 0, 0, 1], [2, 1, 5, 2], [1, 2, 2, 0], [3, 0, 6, 2], [4, 1, 4, 1], [5, 2, 1, 2]], device=device)
-    offsets = torch.tensor([0, 6, 9, 17], device=device)
-    contact_sheet(sample(ema, ema_captions, words + offsets, args.size, device), args.out / "samples.png")
+    words = [[0, 0, 0, 1], [2, 1, 5, 2], [1, 2, 2, 0], [3, 0, 6, 2], [4, 1, 4, 1], [5, 2, 1, 2]]
+    tokens = (torch.tensor(words) + torch.tensor([0, 6, 9, 17])).to(device)
+    contact_sheet(sample(ema, ema_captions, tokens, args.size, device), args.out / "samples.png")
 
 
 if __name__ == "__main__":

@@ -119,8 +119,9 @@ def mean_density(measured: Measurement, segments: list[Segment]) -> float:
     return float(np.sum(kept) / segments[-1].stop)
 
 
-def rule_for_density(measured: Measurement, density: float, max_stages: int, error_scale: float = 1.0,
-                     normaliser: str = "layer") -> Rule:
+def rule_for_density(
+    measured: Measurement, density: float, max_stages: int, error_scale: float = 1.0, normaliser: str = "layer"
+) -> Rule:
     """The rule whose merged plan keeps at most `density`, found by bisection over lam with eps = lam.
 
     With eps = lam the constant of `full` equals the loss that equation 2 gives to a mode without error and
@@ -136,16 +137,27 @@ def rule_for_density(measured: Measurement, density: float, max_stages: int, err
 
     low, high = -12.0, 12.0
     if at(10.0**high)[1] > density:
-        raise complain("density", repr(density), f"at least {at(10.0**high)[1]:.4f} with these candidates",
-                       "add sparser candidates")
+        raise complain(
+            "density",
+            repr(density),
+            f"at least {at(10.0**high)[1]:.4f} with these candidates",
+            "add sparser candidates",
+        )
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if at(10.0**middle)[1] > density else (low, middle)
     return at(10.0**high)[0]
 
 
-def plan_from(measured: Measurement, model: str, geometry: Geometry, tile: tuple[int, int, int], rule: Rule,
-              max_stages: int, provenance: Mapping[str, object]) -> Plan:
+def plan_from(
+    measured: Measurement,
+    model: str,
+    geometry: Geometry,
+    tile: tuple[int, int, int],
+    rule: Rule,
+    max_stages: int,
+    provenance: Mapping[str, object],
+) -> Plan:
     """Choose, merge into at most `max_stages` stages, and write down what was chosen and at which error.
 
     The errors in the provenance are relative errors (before `error_scale`), one per stage, layer and head.
@@ -159,7 +171,7 @@ def plan_from(measured: Measurement, model: str, geometry: Geometry, tile: tuple
     names, errors = [], []
     for segment in segments:
         chosen = segment.choice
-        mean = relative[segment.start:segment.stop].mean(0)
+        mean = relative[segment.start : segment.stop].mean(0)
         picked = np.take_along_axis(mean, chosen[..., None], -1)[..., 0]
         errors.append([[float(f"{x:.4g}") for x in row] for row in picked])
         stage = []
@@ -177,8 +189,14 @@ def plan_from(measured: Measurement, model: str, geometry: Geometry, tile: tuple
             stage.append(tuple(row))
         names.append(tuple(stage))
     record = {
-        "method": "sparse-vdit", "lam": rule.lam, "eps": rule.eps, "error_scale": rule.error_scale,
-        "normaliser": rule.normaliser, "steps": steps, "max_stages": max_stages, **provenance,
+        "method": "sparse-vdit",
+        "lam": rule.lam,
+        "eps": rule.eps,
+        "error_scale": rule.error_scale,
+        "normaliser": rule.normaliser,
+        "steps": steps,
+        "max_stages": max_stages,
+        **provenance,
         "density": float(f"{mean_density(measured, segments):.6g}"),
         "stage_steps": [[s.start, s.stop] for s in segments],
         "summed_loss": float(f"{sum(s.loss for s in segments):.6g}"),
@@ -186,5 +204,11 @@ def plan_from(measured: Measurement, model: str, geometry: Geometry, tile: tuple
     }
     used = {name for stage in names for row in stage for name in row}
     order = {name: patterns[name] for name in sorted(patterns) if name in used}
-    return Plan(model=model, geometry=geometry, tile=tile, patterns=order,
-                stages=stages_of(segments, steps, names), provenance=record)
+    return Plan(
+        model=model,
+        geometry=geometry,
+        tile=tile,
+        patterns=order,
+        stages=stages_of(segments, steps, names),
+        provenance=record,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,15 +33,19 @@ def merge(loss: np.ndarray, max_stages: int) -> list[Segment]:
     if loss.ndim != 4 or not loss.size:
         raise complain("loss", f"shape {loss.shape}", "[steps, layers, heads, modes], none of them empty")
     if not np.isfinite(loss).all():
-        raise complain("loss", f"{int((~np.isfinite(loss)).sum())} values that are not finite", "finite losses",
-                       "measure again; see docs/search.md")
+        raise complain(
+            "loss",
+            f"{int((~np.isfinite(loss)).sum())} values that are not finite",
+            "finite losses",
+            "measure again; see docs/search.md",
+        )
     if not isinstance(max_stages, (int, np.integer)) or max_stages < 1:
         raise complain("max_stages", repr(max_stages), "an integer >= 1")
     steps = loss.shape[0]
     sums = np.concatenate([np.zeros((1, *loss.shape[1:])), np.cumsum(loss, axis=0, dtype=np.float64)])
     cost = np.full((steps, steps + 1), np.inf)
     for start in range(steps):
-        cost[start, start + 1:] = (sums[start + 1:] - sums[start]).min(-1).sum((1, 2))
+        cost[start, start + 1 :] = (sums[start + 1 :] - sums[start]).min(-1).sum((1, 2))
 
     def better(new: float, old: float) -> bool:
         return new < old - 1e-12 * max(1.0, abs(old)) if np.isfinite(old) else new < old
@@ -59,16 +64,21 @@ def merge(loss: np.ndarray, max_stages: int) -> list[Segment]:
         best = following
         if better(best[steps][0], best_total):
             best_total, answer = best[steps]
-    return [Segment(a, b, (sums[b] - sums[a]).argmin(-1), float(cost[a, b]))
-            for a, b in zip(answer, answer[1:], strict=False)]
+    return [
+        Segment(a, b, (sums[b] - sums[a]).argmin(-1), float(cost[a, b]))
+        for a, b in pairwise(answer)
+    ]
 
 
-def stages_of(segments: Sequence[Segment], steps: int,
-              names: Sequence[tuple[tuple[str, ...], ...]]) -> tuple[Stage, ...]:
+def stages_of(
+    segments: Sequence[Segment], steps: int, names: Sequence[tuple[tuple[str, ...], ...]]
+) -> tuple[Stage, ...]:
     """Plan stages for segments over `steps` steps; names[i] are the pattern names [L][H] of segment i.
 
     Step i belongs to the first stage with until > i / steps, so a segment that ends before step b is
     written as until = b / steps, the very quotient that a reader computes.
     """
-    return tuple(Stage(until=1.0 if s.stop == steps else s.stop / steps, layers=layers)
-                 for s, layers in zip(segments, names, strict=True))
+    return tuple(
+        Stage(until=1.0 if s.stop == steps else s.stop / steps, layers=layers)
+        for s, layers in zip(segments, names, strict=True)
+    )

@@ -41,8 +41,15 @@ class DenseAttention:
     def __init__(self, tiling: Tiling) -> None:
         self.tiling = tiling
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, stage: torch.Tensor,
-                 text_len: torch.Tensor | None) -> torch.Tensor:
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: int,
+        stage: torch.Tensor,
+        text_len: torch.Tensor | None,
+    ) -> torch.Tensor:
         return attend(q, k, v, text_bias(self.tiling, text_len))
 
 
@@ -62,14 +69,31 @@ class OpAttention:
         self.head_pattern = [put(a) for a in self.tables.head_pattern]
         self.work_order = [put(a) for a in self.tables.work_order]
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, stage: torch.Tensor,
-                 text_len: torch.Tensor | None) -> torch.Tensor:
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: int,
+        stage: torch.Tensor,
+        text_len: torch.Tensor | None,
+    ) -> torch.Tensor:
         text = self.tables.text_tokens
         if text_len is None:
             text_len = torch.full((q.shape[0],), text, dtype=torch.int32, device=q.device)
         return torch.ops.svdit.sparse_attention(
-            q.contiguous(), k.contiguous(), v.contiguous(), stage, text_len, self.head_pattern[layer], *self.shared,
-            self.work_order[layer], q.shape[-1] ** -0.5, text, self.tables.text_first)
+            q.contiguous(),
+            k.contiguous(),
+            v.contiguous(),
+            stage,
+            text_len,
+            self.head_pattern[layer],
+            *self.shared,
+            self.work_order[layer],
+            q.shape[-1] ** -0.5,
+            text,
+            self.tables.text_first,
+        )
 
 
 class MaskedAttention:
@@ -89,14 +113,27 @@ class MaskedAttention:
         sizes = torch.as_tensor(self.tiling.sizes, dtype=torch.int64)
         self.tile_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, stage: torch.Tensor,
-                 text_len: torch.Tensor | None) -> torch.Tensor:
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: int,
+        stage: torch.Tensor,
+        text_len: torch.Tensor | None,
+    ) -> torch.Tensor:
         heads = self.head_mask[stage.to(torch.int64)[0], layer]
         return masked_attention(q, k, v, self.masks[heads], self.tile_of, text_bias(self.tiling, text_len))
 
 
-def masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, head_masks: torch.Tensor,
-                     tile_of: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
+def masked_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    head_masks: torch.Tensor,
+    tile_of: torch.Tensor,
+    text: torch.Tensor | None,
+) -> torch.Tensor:
     """Attention of head h under tile mask head_masks[h] ([H, nT, nT] bool); tile_of [N] maps tokens to tiles.
 
     Rows that keep nothing give zeros (torch would give NaN on some backends).

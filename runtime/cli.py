@@ -16,15 +16,20 @@ FOLDER = click.Path(path_type=Path)
 BACKEND_HELP = "auto: onnxrt for portable and dense bundles, torch for plugin bundles."
 
 
-def _engine_options(command):  # noqa: ANN001, ANN202 - decorator
+def _engine_options(command):
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: the library's choice)."),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; torch only."),
         click.option("--guidance", type=float, help="Guidance scale (default: the checkpoint's; 1: none)."),
         click.option("--seed", type=int, default=0, show_default=True, help="Prompt i uses seed + i."),
         click.option("--steps", type=int, help="Denoising steps (default: the checkpoint's)."),
-        click.option("--backend", default="auto", show_default=True, metavar="NAME",
-                     help="auto, tensorrt, onnxrt-cuda, onnxrt or torch. " + BACKEND_HELP),
+        click.option(
+            "--backend",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="auto, tensorrt, onnxrt-cuda, onnxrt or torch. " + BACKEND_HELP,
+        ),
     ):
         command = option(command)
     return command
@@ -35,13 +40,30 @@ def _engine_options(command):  # noqa: ANN001, ANN202 - decorator
 @prompt_options
 @_engine_options
 @click.option("--fps", type=click.IntRange(1, 120), default=8, show_default=True, help="Frames a second of the mp4.")
-@click.option("-o", "--output", type=FOLDER, default=Path("video.mp4"), show_default=True,
-              help="The mp4; several prompts give video-0.mp4, video-1.mp4 ... A contact sheet (.png) is put beside.")
+@click.option(
+    "-o",
+    "--output",
+    type=FOLDER,
+    default=Path("video.mp4"),
+    show_default=True,
+    help="The mp4; several prompts give video-0.mp4, video-1.mp4 ... A contact sheet (.png) is put beside.",
+)
 @json_option
 @reports_mistakes
-def run(bundle_dir: Path, prompt: tuple[str, ...], prompts_file: Path | None, backend: str, steps: int | None,
-        seed: int, guidance: float | None, device: str, threads: int | None, fps: int, output: Path,
-        json_file: Path | None) -> None:
+def run(
+    bundle_dir: Path,
+    prompt: tuple[str, ...],
+    prompts_file: Path | None,
+    backend: str,
+    steps: int | None,
+    seed: int,
+    guidance: float | None,
+    device: str,
+    threads: int | None,
+    fps: int,
+    output: Path,
+    json_file: Path | None,
+) -> None:
     """Make videos from prompts with the bundle in DIR."""
     from svdit.plans.bundle import read_bundle
     from svdit.runtime.compare import mean_density
@@ -63,15 +85,20 @@ def run(bundle_dir: Path, prompt: tuple[str, ...], prompts_file: Path | None, ba
         write_mp4(name, video, fps)
         write_png(name.with_suffix(".png"), contact_sheet(video))
     figures = {
-        "backend": runner.backend, "variant": bundle.manifest.variant, "model": bundle.manifest.model,
-        "steps": made.steps, "guidance": made.guidance,
+        "backend": runner.backend,
+        "variant": bundle.manifest.variant,
+        "model": bundle.manifest.model,
+        "steps": made.steps,
+        "guidance": made.guidance,
         "density": 1.0 if bundle.manifest.variant == "dense" else mean_density(bundle.plan, made.steps),
         "latency_ms": float(np.median(made.step_seconds) * 1000),
         "total_ms": float(made.step_seconds.sum() * 1000),
         "step_ms": [round(float(s) * 1000, 3) for s in made.step_seconds],
         "stages": [record.stage for record in made.records],
-        "videos": [{"prompt": p, "seed": s, "video": str(n), "sheet": str(n.with_suffix(".png"))}
-                   for p, s, n in zip(request.prompts, request.seeds, names, strict=True)],
+        "videos": [
+            {"prompt": p, "seed": s, "video": str(n), "sheet": str(n.with_suffix(".png"))}
+            for p, s, n in zip(request.prompts, request.seeds, names, strict=True)
+        ],
     }
     if json_file is not None:
         write_json(json_file, figures)
@@ -82,10 +109,20 @@ def run(bundle_dir: Path, prompt: tuple[str, ...], prompts_file: Path | None, ba
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle_dir", metavar="DIR", type=FOLDER)
-@click.option("--against", default="dense", show_default=True, metavar="dense|BACKEND",
-              help="dense attention on the same backend, or the same bundle on another backend.")
-@click.option("--dense", "dense_dir", type=FOLDER, metavar="DIR",
-              help="Dense bundle for --against dense (default: DIR-dense beside DIR; torch needs none).")
+@click.option(
+    "--against",
+    default="dense",
+    show_default=True,
+    metavar="dense|BACKEND",
+    help="dense attention on the same backend, or the same bundle on another backend.",
+)
+@click.option(
+    "--dense",
+    "dense_dir",
+    type=FOLDER,
+    metavar="DIR",
+    help="Dense bundle for --against dense (default: DIR-dense beside DIR; torch needs none).",
+)
 @prompt_options
 @_engine_options
 @click.option("--min-psnr", type=float, help="Exit with 1 when the mean PSNR is lower.")
@@ -93,9 +130,23 @@ def run(bundle_dir: Path, prompt: tuple[str, ...], prompts_file: Path | None, ba
 @click.option("--report", type=FOLDER, metavar="FILE.html", help="Write a page with figures and contact sheets.")
 @json_option
 @reports_mistakes
-def compare(bundle_dir: Path, against: str, dense_dir: Path | None, prompt: tuple[str, ...], prompts_file: Path | None,
-            backend: str, steps: int | None, seed: int, guidance: float | None, device: str, threads: int | None,
-            min_psnr: float | None, min_speedup: float | None, report: Path | None, json_file: Path | None) -> None:
+def compare(
+    bundle_dir: Path,
+    against: str,
+    dense_dir: Path | None,
+    prompt: tuple[str, ...],
+    prompts_file: Path | None,
+    backend: str,
+    steps: int | None,
+    seed: int,
+    guidance: float | None,
+    device: str,
+    threads: int | None,
+    min_psnr: float | None,
+    min_speedup: float | None,
+    report: Path | None,
+    json_file: Path | None,
+) -> None:
     """Compare the bundle in DIR with dense attention or with another backend.
 
     Both run in one process, step by step in turn, from the same noise. Without prompts, those of the plan's
@@ -118,8 +169,15 @@ def compare(bundle_dir: Path, against: str, dense_dir: Path | None, prompt: tupl
         if not isinstance(known, list) or not known:
             raise complain("prompts", "none", "at least one prompt", "pass --prompt TEXT; this plan records none")
         prompts = tuple(known)
-    found = run_both(bundle, Request(prompts, seed, steps, guidance), backend=backend, against=against,
-                     dense=dense_dir, device=device, threads=threads)
+    found = run_both(
+        bundle,
+        Request(prompts, seed, steps, guidance),
+        backend=backend,
+        against=against,
+        dense=dense_dir,
+        device=device,
+        threads=threads,
+    )
     figures = found.figures()
     if report is not None:
         from svdit.runtime.report import html_report
@@ -131,11 +189,13 @@ def compare(bundle_dir: Path, against: str, dense_dir: Path | None, prompt: tupl
     for row in scores_table(found):
         click.echo(f"{row[0]:<{width}}  {row[1]:>10}  SSIM {row[2]}")
     mean = figures["psnr"]
-    click.echo(f"{found.backend} against {found.against}: PSNR {'identical' if mean is None else f'{mean:.2f} dB'}, "
-               f"SSIM {figures['ssim']:.4f}, density {found.density:.4f}, FLOP ratio {found.flops_ratio:.3f}, "
-               f"{figures['against_latency_ms']:.0f} -> {figures['latency_ms']:.0f} ms a step, speed-up "
-               f"{found.speedup:.3f}x; denoiser outputs: rel. L2 {_text(figures['rel_l2_error'])}, "
-               f"max. {figures['max_abs_error']:.3e}")
+    click.echo(
+        f"{found.backend} against {found.against}: PSNR {'identical' if mean is None else f'{mean:.2f} dB'}, "
+        f"SSIM {figures['ssim']:.4f}, density {found.density:.4f}, FLOP ratio {found.flops_ratio:.3f}, "
+        f"{figures['against_latency_ms']:.0f} -> {figures['latency_ms']:.0f} ms a step, speed-up "
+        f"{found.speedup:.3f}x; denoiser outputs: rel. L2 {_text(figures['rel_l2_error'])}, "
+        f"max. {figures['max_abs_error']:.3e}"
+    )
     missed = []
     if min_psnr is not None and mean is not None and mean < min_psnr:
         missed.append(f"PSNR {mean:.2f} dB is below {min_psnr:g} dB")

@@ -33,8 +33,13 @@ def reports_mistakes(command: F) -> F:
 
 def prompt_options(command: F) -> F:
     """--prompt (repeatable) and --prompts FILE."""
-    command = click.option("--prompts", "prompts_file", type=click.Path(path_type=Path), metavar="FILE",
-                           help="Text file with one prompt a line; empty lines and lines that start with # are skipped.")(command)
+    command = click.option(
+        "--prompts",
+        "prompts_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Text file with one prompt a line; empty lines and lines that start with # are skipped.",
+    )(command)
     return click.option("--prompt", "prompt", multiple=True, metavar="TEXT", help="A prompt; may be repeated.")(command)
 
 
@@ -51,8 +56,13 @@ def collect_prompts(prompt: tuple[str, ...], prompts_file: Path | None) -> tuple
 
 def json_option(command: F) -> F:
     """--json FILE."""
-    return click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE",
-                        help="Write the figures to FILE as JSON.")(command)
+    return click.option(
+        "--json",
+        "json_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Write the figures to FILE as JSON.",
+    )(command)
 
 
 def write_json(path: Path, figures: dict[str, object]) -> None:

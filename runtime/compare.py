@@ -56,14 +56,18 @@ class Comparison:
         """Plain JSON. A PSNR of identical videos is null, with `identical` true."""
         finite = [score.psnr for score in self.scores]
         return {
-            "against": self.against, "backend": self.backend, "steps": self.compared.steps,
+            "against": self.against,
+            "backend": self.backend,
+            "steps": self.compared.steps,
             "guidance": self.compared.guidance,
-            "psnr": _json(np.mean(finite)), "ssim": float(np.mean([score.ssim for score in self.scores])),
+            "psnr": _json(np.mean(finite)),
+            "ssim": float(np.mean([score.ssim for score in self.scores])),
             "identical": bool(np.array_equal(self.reference.videos, self.compared.videos)),
             "max_abs_error": max(e.max_abs_error for e in self.outputs),
             "rel_l2_error": _json(max(e.rel_l2_error for e in self.outputs)),
             "latents": {"max_abs_error": self.latents_max_abs, "rel_l2_error": _json(self.latents_rel_l2)},
-            "density": self.density, "flops_ratio": self.flops_ratio,
+            "density": self.density,
+            "flops_ratio": self.flops_ratio,
             "latency_ms": float(np.median(self.compared.step_seconds) * 1000),
             "against_latency_ms": float(np.median(self.reference.step_seconds) * 1000),
             "speedup": self.speedup,
@@ -85,8 +89,10 @@ def dense_export_command(bundle: Bundle, folder: Path) -> str:
     """The svdit-export command that makes the dense bundle belonging to `bundle` in `folder`."""
     manifest = bundle.manifest
     checkpoint = "" if manifest.checkpoint == "packaged" else f" --checkpoint {manifest.checkpoint}"
-    return (f"svdit-export --model {manifest.model} --plan {bundle.path / 'plan.json'}{checkpoint} --variant dense "
-            f"--precision {manifest.precision} --batch {manifest.batch} -o {folder}")
+    return (
+        f"svdit-export --model {manifest.model} --plan {bundle.path / 'plan.json'}{checkpoint} --variant dense "
+        f"--precision {manifest.precision} --batch {manifest.batch} -o {folder}"
+    )
 
 
 def dense_bundle(bundle: Bundle, folder: Path | None) -> Bundle:
@@ -96,17 +102,29 @@ def dense_bundle(bundle: Bundle, folder: Path | None) -> Bundle:
     """
     place = folder if folder is not None else bundle.path.resolve().parent / f"{bundle.path.resolve().name}-dense"
     if not place.is_dir():
-        raise complain("--against dense", f"no bundle at {place}", "a dense bundle of the same model",
-                       f"make it with: {dense_export_command(bundle, place)}")
+        raise complain(
+            "--against dense",
+            f"no bundle at {place}",
+            "a dense bundle of the same model",
+            f"make it with: {dense_export_command(bundle, place)}",
+        )
     dense = read_bundle(place)
     if dense.manifest.variant != "dense":
-        raise complain(f"{place}: variant", repr(dense.manifest.variant), "'dense'",
-                       f"make one with: {dense_export_command(bundle, place)}")
+        raise complain(
+            f"{place}: variant",
+            repr(dense.manifest.variant),
+            "'dense'",
+            f"make one with: {dense_export_command(bundle, place)}",
+        )
     for name in ("model", "geometry", "latent_shape", "checkpoint", "precision", "batch"):
         mine, theirs = getattr(bundle.manifest, name), getattr(dense.manifest, name)
         if mine != theirs:
-            raise complain(f"{place}: {name}", repr(theirs), f"{mine!r} as in {bundle.path}",
-                           f"make one with: {dense_export_command(bundle, place)}")
+            raise complain(
+                f"{place}: {name}",
+                repr(theirs),
+                f"{mine!r} as in {bundle.path}",
+                f"make one with: {dense_export_command(bundle, place)}",
+            )
     mine = {w.file: (w.size, w.header_sha256) for w in bundle.manifest.weights}
     theirs = {w.file: (w.size, w.header_sha256) for w in dense.manifest.weights}
     for name in sorted(set(mine) & set(theirs)):
@@ -115,15 +133,20 @@ def dense_bundle(bundle: Bundle, folder: Path | None) -> Bundle:
     return dense
 
 
-def make_pair(bundle: Bundle, backend: str, against: str, dense: Path | None, *, device: str,
-              threads: int | None) -> tuple[Runner, Runner]:
+def make_pair(
+    bundle: Bundle, backend: str, against: str, dense: Path | None, *, device: str, threads: int | None
+) -> tuple[Runner, Runner]:
     """(reference, compared) runners, not yet active."""
     backend = resolve_backend(bundle, backend)
     compared = make_runner(bundle, backend, device=device, threads=threads)
     if against == "dense":
         if bundle.manifest.variant == "dense":
-            raise complain(f"{bundle.path}: variant", "'dense'", "a sparse bundle with --against dense",
-                           "name the portable or plugin bundle; its dense sibling is found or given with --dense")
+            raise complain(
+                f"{bundle.path}: variant",
+                "'dense'",
+                "a sparse bundle with --against dense",
+                "name the portable or plugin bundle; its dense sibling is found or given with --dense",
+            )
         if backend == "torch" and dense is None:
             return make_runner(bundle, "torch", device=device, threads=threads, dense=True), compared
         other = dense_bundle(bundle, dense)
@@ -143,9 +166,18 @@ def mean_density(plan: Plan, steps: int) -> float:
     return float(np.mean([stage[plan.stage_of(step, steps)] for step in range(steps)]))
 
 
-def compare(bundle: Bundle, request: Request, *, backend: str = "auto", against: str = "dense",
-            dense: Path | None = None, device: str = "cpu", threads: int | None = None, flop_share: float | None = None,
-            show: bool = True) -> Comparison:
+def compare(
+    bundle: Bundle,
+    request: Request,
+    *,
+    backend: str = "auto",
+    against: str = "dense",
+    dense: Path | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    flop_share: float | None = None,
+    show: bool = True,
+) -> Comparison:
     """Run both, step by step in turn, then judge videos, latents and single denoiser outputs.
 
     Single outputs are compared on inputs of the reference run: the first prompt at the first step of
@@ -171,17 +203,28 @@ def compare(bundle: Bundle, request: Request, *, backend: str = "auto", against:
         run_all(runs, f"{reference.name} and {compared.name}", show)
         outputs = compare_outputs(reference, compared, [feeds[step] for step in sorted(feeds)])
         first, second = (finish(run, adapter, checkpoint) for run in runs)
-    scores = [VideoScore(prompt, seed, psnr(a, b), ssim(a, b)) for prompt, seed, a, b in
-              zip(request.prompts, request.seeds, first.videos, second.videos, strict=True)]
+    scores = [
+        VideoScore(prompt, seed, psnr(a, b), ssim(a, b))
+        for prompt, seed, a, b in zip(request.prompts, request.seeds, first.videos, second.videos, strict=True)
+    ]
     density = 1.0 if bundle.manifest.variant == "dense" else mean_density(plan, steps)
     return Comparison(
-        against if against == "dense" else reference.name, compared.name, tuple(scores), tuple(outputs),
-        rel_l2_error(first.latents, second.latents), max_abs_error(first.latents, second.latents), density,
-        flops_ratio(plan, density), first, second)
+        against if against == "dense" else reference.name,
+        compared.name,
+        tuple(scores),
+        tuple(outputs),
+        rel_l2_error(first.latents, second.latents),
+        max_abs_error(first.latents, second.latents),
+        density,
+        flops_ratio(plan, density),
+        first,
+        second,
+    )
 
 
-def _warm_up(reference: Runner, compared: Runner, adapter: object, checkpoint: Path, request: Request,
-             tiling: object, plan: Plan) -> None:
+def _warm_up(
+    reference: Runner, compared: Runner, adapter: object, checkpoint: Path, request: Request, tiling: object, plan: Plan
+) -> None:
     """One untimed step of each, so that first-call costs are in neither time."""
     short = Request(request.prompts[:1], request.seed, 1, request.guidance)
     for runner in (reference, compared):
@@ -190,5 +233,6 @@ def _warm_up(reference: Runner, compared: Runner, adapter: object, checkpoint: P
 
 def scores_table(found: Comparison) -> Sequence[tuple[str, str, str]]:
     """Rows (prompt, PSNR, SSIM) as text."""
-    return [(s.prompt, "identical" if math.isinf(s.psnr) else f"{s.psnr:.2f} dB", f"{s.ssim:.4f}")
-            for s in found.scores]
+    return [
+        (s.prompt, "identical" if math.isinf(s.psnr) else f"{s.psnr:.2f} dB", f"{s.ssim:.4f}") for s in found.scores
+    ]

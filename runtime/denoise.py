@@ -33,8 +33,9 @@ def noise_for(seeds: Sequence[int], latent_shape: Sequence[int]) -> torch.Tensor
 
     Drawn on the CPU whatever runs the model, so that a seed means the same video everywhere.
     """
-    rows = [torch.randn(tuple(latent_shape), generator=torch.Generator().manual_seed(check_seed(seed)))
-            for seed in seeds]
+    rows = [
+        torch.randn(tuple(latent_shape), generator=torch.Generator().manual_seed(check_seed(seed))) for seed in seeds
+    ]
     return torch.stack(rows)
 
 
@@ -57,6 +58,8 @@ class Denoising:
     text       [P, L, E] prompt embeddings;  uncond [1, L, E] of the empty prompt
     steps      number of steps;  guidance: classifier-free guidance scale, used when > 1
     stage_of   (step, steps) -> stage of the runner
+    watch      called with (step, stage, feed) before each denoiser call
+    position   the next step
     """
 
     runner: Runner
@@ -69,6 +72,7 @@ class Denoising:
     stage_of: Callable[[int, int], int]
     records: list[StepRecord] = field(default_factory=list)
     watch: Callable[[int, int, Feed], None] | None = None
+    position: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, (int, np.integer)) or self.steps < 1:
@@ -78,7 +82,7 @@ class Denoising:
         if self.text.shape[0] != self.latents.shape[0]:
             raise complain("prompts", f"{self.text.shape[0]} embeddings", f"{self.latents.shape[0]}, one per latent")
         self.scheduler.set_timesteps(int(self.steps))
-        self.latents = self.latents.float() * self.scheduler.init_noise_sigma
+        self.latents = self.latents.float() * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     @property
     def guided(self) -> bool:
@@ -86,16 +90,24 @@ class Denoising:
 
     @property
     def done(self) -> bool:
-        return len(self.records) == self.steps
+        return self.position == self.steps
+
+    def resume(self, position: int, latents: torch.Tensor) -> None:
+        """Stand before step `position` with these latents; the scheduler's state is the caller's to restore."""
+        assert 0 <= position <= self.steps and latents.shape == self.latents.shape
+        self.position, self.latents = position, latents
 
     def step(self) -> StepRecord:
         """Advance by one step. Raises SvditError when the runner refuses its inputs."""
         assert not self.done
-        number = len(self.records)
+        number = self.position
         stage = self.stage_of(number, self.steps)
         timestep = self.scheduler.timesteps[number]
-        model_input = self.scheduler.scale_model_input(self.latents, timestep) \
-            if hasattr(self.scheduler, "scale_model_input") else self.latents
+        model_input = (
+            self.scheduler.scale_model_input(self.latents, timestep)
+            if hasattr(self.scheduler, "scale_model_input")
+            else self.latents
+        )
         prompts = self.latents.shape[0]
         if self.guided:
             rows = torch.cat([model_input, model_input])
@@ -110,12 +122,19 @@ class Denoising:
             predicted = uncond + self.guidance * (cond - uncond)
         self.latents = self.scheduler.step(predicted, timestep, self.latents, return_dict=False)[0]
         if not bool(torch.isfinite(self.latents).all()):
-            raise complain(f"{self.runner.name}: step {number}", "latents that are not finite", "finite values",
-                           "compare with another backend: svdit-compare DIR --against torch")
+            raise complain(
+                f"{self.runner.name}: step {number}",
+                "latents that are not finite",
+                "finite values",
+                "compare with another backend: svdit-compare DIR --against torch",
+            )
+        self.position += 1
         self.records.append(StepRecord(number, stage, seconds))
         return self.records[-1]
 
-    def _evaluate(self, rows: torch.Tensor, text: torch.Tensor, timestep: float, stage: int) -> tuple[torch.Tensor, float]:
+    def _evaluate(
+        self, rows: torch.Tensor, text: torch.Tensor, timestep: float, stage: int
+    ) -> tuple[torch.Tensor, float]:
         """Evaluate [R, ...] rows in calls of the runner's batch, the last one filled up with its last row."""
         total = rows.shape[0]
         batch = self.runner.batch or total
@@ -129,7 +148,7 @@ class Denoising:
                 "encoder_hidden_states": text[take].numpy().astype(kinds["encoder_hidden_states"]),
             }
             if self.watch is not None:
-                self.watch(len(self.records), stage, feed)
+                self.watch(self.position, stage, feed)
             began = time.perf_counter()
             out = self.runner.infer(feed, stage)["noise_pred"]
             seconds += time.perf_counter() - began
@@ -145,8 +164,9 @@ def run_all(runs: Sequence[Denoising], label: str, show: bool = True) -> None:
     steps = runs[0].steps
     bar = progress(range(steps), label, "step", show=show)
     for number in bar:
-        for run in (runs if number % 2 == 0 else list(reversed(runs))):
+        for run in runs if number % 2 == 0 else list(reversed(runs)):
             run.step()
         last = runs[-1].records[-1]
-        bar.set_postfix_str(f"stage {last.stage}, {', '.join(f'{r.records[-1].seconds * 1000:.0f} ms' for r in runs)}",
-                            refresh=False)
+        bar.set_postfix_str(
+            f"stage {last.stage}, {', '.join(f'{r.records[-1].seconds * 1000:.0f} ms' for r in runs)}", refresh=False
+        )

@@ -32,9 +32,17 @@ def ssim(reference: np.ndarray, video: np.ndarray) -> float:
 
     _same_shape(reference, video, "ssim")
     if min(video.shape[1:3]) < SSIM_WINDOW:
-        raise complain("ssim", f"frames of {video.shape[1]} x {video.shape[2]}", f"at least {SSIM_WINDOW} pixels a side")
-    return float(np.mean([structural_similarity(a, b, data_range=255, channel_axis=-1, win_size=SSIM_WINDOW)
-                          for a, b in zip(reference, video, strict=True)]))
+        raise complain(
+            "ssim", f"frames of {video.shape[1]} x {video.shape[2]}", f"at least {SSIM_WINDOW} pixels a side"
+        )
+    return float(
+        np.mean(
+            [
+                structural_similarity(a, b, data_range=255, channel_axis=-1, win_size=SSIM_WINDOW)
+                for a, b in zip(reference, video, strict=True)
+            ]
+        )
+    )
 
 
 def max_abs_error(reference: np.ndarray, value: np.ndarray) -> float:

@@ -47,8 +47,12 @@ class OrtRunner(Runner):
                 session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # every failure of this library is an unrelated exception class
                 self._sessions.clear()
-                raise complain(str(path), f"ONNX Runtime: {str(error).splitlines()[0]}",
-                               "a graph that ONNX Runtime can load on the CPU", "export the bundle again") from error
+                raise complain(
+                    str(path),
+                    f"ONNX Runtime: {str(error).splitlines()[0]}",
+                    "a graph that ONNX Runtime can load on the CPU",
+                    "export the bundle again",
+                ) from error
             for stage in graph.stages:
                 self._sessions[stage] = session
 

@@ -65,8 +65,14 @@ class Generated:
         return np.array([record.seconds for record in self.records])
 
 
-def prepare(runner: Runner, adapter: Any, checkpoint: Path, tiling: Tiling, request: Request,
-            stage_of: Callable[[int, int], int]) -> Denoising:
+def prepare(
+    runner: Runner,
+    adapter: Any,
+    checkpoint: Path,
+    tiling: Tiling,
+    request: Request,
+    stage_of: Callable[[int, int], int],
+) -> Denoising:
     """A denoising run at its first step: text encoded, noise drawn, scheduler set."""
     sampling = adapter.sampling(checkpoint)
     with torch.inference_mode():
@@ -101,10 +107,22 @@ def run_bundle(runner: Runner, bundle: Bundle, request: Request, *, show: bool =
     return finish(run, adapter, checkpoint)
 
 
-def generate(adapter: Any, checkpoint: str | Path | None, prompts: Sequence[str], *, plan: Plan | None = None,
-             tile: tuple[int, int, int] | None = None, seed: int = 0, steps: int | None = None,
-             guidance: float | None = None, device: str = "cpu", dtype: str = "float32", attention: str = "auto",
-             batch: int | None = None, show: bool = False) -> Generated:
+def generate(
+    adapter: Any,
+    checkpoint: str | Path | None,
+    prompts: Sequence[str],
+    *,
+    plan: Plan | None = None,
+    tile: tuple[int, int, int] | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "auto",
+    batch: int | None = None,
+    show: bool = False,
+) -> Generated:
     """Make videos in torch without a bundle: dense attention, or a plan's.
 
     All prompts advance together; `batch` limits the rows of one denoiser call (two rows a prompt with
@@ -117,8 +135,12 @@ def generate(adapter: Any, checkpoint: str | Path | None, prompts: Sequence[str]
         plan.geometry.require_same(geometry, "plan: geometry", f"the checkpoint {folder.name}")
     tiling = plan.tiling() if plan is not None else Tiling(geometry, tile or adapter.default_tile())
     request = Request(tuple(prompts), seed, steps, guidance)
-    with TorchRunner(adapter, folder, tiling, plan, device=device, dtype=dtype, attention=attention,
-                     batch=batch) as runner, torch.inference_mode():
+    with (
+        TorchRunner(
+            adapter, folder, tiling, plan, device=device, dtype=dtype, attention=attention, batch=batch
+        ) as runner,
+        torch.inference_mode(),
+    ):
         stage_of = plan.stage_of if plan is not None else (lambda step, steps: 0)
         run = prepare(runner, adapter, folder, tiling, request, stage_of)
         run_all([run], f"denoising on {runner.name}", show)

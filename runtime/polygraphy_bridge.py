@@ -58,11 +58,11 @@ class BridgedRunner(BaseRunner):
         return OrderedDict(outputs)
 
 
-def compare_outputs(reference: Runner, runner: Runner, feeds: Sequence[tuple[int, int, dict[str, np.ndarray]]]
-                    ) -> list[OutputError]:
+def compare_outputs(
+    reference: Runner, runner: Runner, feeds: Sequence[tuple[int, int, dict[str, np.ndarray]]]
+) -> list[OutputError]:
     """Errors of every output of `runner` against `reference` on recorded inputs (step, stage, feed)."""
-    data: list[Any] = [OrderedDict([*feed.items(), ("stage", np.array([stage], np.int32))])
-                       for _, stage, feed in feeds]
+    data: list[Any] = [OrderedDict([*feed.items(), ("stage", np.array([stage], np.int32))]) for _, stage, feed in feeds]
     found: list[OutputError] = []
 
     def measure(expected: Any, got: Any) -> OrderedDict[str, bool]:

@@ -10,8 +10,16 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def progress(items: Sequence[T] | Iterable[T], label: str, unit: str, *, show: bool = True,
-             total: int | None = None, initial: int = 0) -> Any:
+def progress(
+    items: Sequence[T] | Iterable[T],
+    label: str,
+    unit: str,
+    *,
+    show: bool = True,
+    total: int | None = None,
+    initial: int = 0,
+) -> Any:
     """Iterate with a bar labelled `label`; returns the tqdm object, so set_postfix works on it."""
-    return tqdm(items, desc=label, unit=unit, disable=not show, total=total, initial=initial, leave=True,
-                dynamic_ncols=True)
+    return tqdm(
+        items, desc=label, unit=unit, disable=not show, total=total, initial=initial, leave=True, dynamic_ncols=True
+    )

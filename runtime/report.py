@@ -25,29 +25,50 @@ def html_report(found: Comparison, bundle: Bundle) -> str:
     """A self-contained page: figures, contact sheets side by side, errors of single outputs."""
     figures = found.figures()
     rows = [
-        ("bundle", f"{bundle.path.name} ({bundle.manifest.model}, {bundle.manifest.variant}, {bundle.manifest.precision})"),
-        ("compared", found.backend), ("reference", found.against), ("steps", str(found.compared.steps)),
+        (
+            "bundle",
+            f"{bundle.path.name} ({bundle.manifest.model}, {bundle.manifest.variant}, {bundle.manifest.precision})",
+        ),
+        ("compared", found.backend),
+        ("reference", found.against),
+        ("steps", str(found.compared.steps)),
         ("guidance", f"{found.compared.guidance:g}"),
         ("PSNR, mean", _decibel(float(np.mean([s.psnr for s in found.scores])))),
-        ("SSIM, mean", f"{figures['ssim']:.4f}"), ("density of attention", f"{found.density:.4f}"),
-        ("FLOP ratio", f"{found.flops_ratio:.3f}"), ("step, reference", f"{figures['against_latency_ms']:.1f} ms"),
-        ("step, compared", f"{figures['latency_ms']:.1f} ms"), ("speed-up, whole loop", f"{found.speedup:.3f}x"),
+        ("SSIM, mean", f"{figures['ssim']:.4f}"),
+        ("density of attention", f"{found.density:.4f}"),
+        ("FLOP ratio", f"{found.flops_ratio:.3f}"),
+        ("step, reference", f"{figures['against_latency_ms']:.1f} ms"),
+        ("step, compared", f"{figures['latency_ms']:.1f} ms"),
+        ("speed-up, whole loop", f"{found.speedup:.3f}x"),
         ("final latents, relative L2 error", f"{found.latents_rel_l2:.3e}"),
     ]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>{html.escape(bundle.path.name)} against {html.escape(found.against)}</title><style>{STYLE}</style>",
-        f"<h1>{html.escape(bundle.path.name)} against {html.escape(found.against)}</h1>", _table(["", ""], rows),
+        f"<h1>{html.escape(bundle.path.name)} against {html.escape(found.against)}</h1>",
+        _table(["", ""], rows),
         "<h2>Videos</h2>",
     ]
     for i, score in enumerate(found.scores):
-        parts.append(f"<h3>{html.escape(score.prompt)}</h3><p>seed {score.seed}, PSNR {_decibel(score.psnr)}, "
-                     f"SSIM {score.ssim:.4f}</p><div class=pair>")
-        parts += [_figure(found.reference.videos[i], "reference"), _figure(found.compared.videos[i], "compared"), "</div>"]
+        parts.append(
+            f"<h3>{html.escape(score.prompt)}</h3><p>seed {score.seed}, PSNR {_decibel(score.psnr)}, "
+            f"SSIM {score.ssim:.4f}</p><div class=pair>"
+        )
+        parts += [
+            _figure(found.reference.videos[i], "reference"),
+            _figure(found.compared.videos[i], "compared"),
+            "</div>",
+        ]
     parts.append("<h2>Single denoiser outputs on the same inputs</h2>")
-    parts.append(_table(["output", "step", "stage", "max. absolute error", "relative L2 error"],
-                        [(e.output, str(e.step), str(e.stage), f"{e.max_abs_error:.3e}", f"{e.rel_l2_error:.3e}")
-                         for e in found.outputs]))
+    parts.append(
+        _table(
+            ["output", "step", "stage", "max. absolute error", "relative L2 error"],
+            [
+                (e.output, str(e.step), str(e.stage), f"{e.max_abs_error:.3e}", f"{e.rel_l2_error:.3e}")
+                for e in found.outputs
+            ],
+        )
+    )
     return "\n".join(parts) + "\n"
 
 
@@ -57,8 +78,10 @@ def _decibel(value: float) -> str:
 
 def _figure(video: np.ndarray, caption: str) -> str:
     picture = base64.b64encode(png_bytes(contact_sheet(video))).decode("ascii")
-    return (f"<figure><img alt='{caption} frames' src='data:image/png;base64,{picture}'>"
-            f"<figcaption>{caption}</figcaption></figure>")
+    return (
+        f"<figure><img alt='{caption} frames' src='data:image/png;base64,{picture}'>"
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _table(head: list[str], rows: list[tuple[str, ...]]) -> str:

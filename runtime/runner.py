@@ -44,8 +44,9 @@ class Runner:
         self.activate()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def activate(self) -> None:
@@ -76,8 +77,12 @@ class Runner:
     def infer(self, feed: Mapping[str, np.ndarray], stage: int = 0) -> dict[str, np.ndarray]:
         """Evaluate once. Raises SvditError when a name, dtype, shape or the stage does not fit."""
         if not self.active:
-            raise complain(f"{self.name}: state", "not activated", "an active runner",
-                           "use it in a `with` block or call activate()")
+            raise complain(
+                f"{self.name}: state",
+                "not activated",
+                "an active runner",
+                "use it in a `with` block or call activate()",
+            )
         if not isinstance(stage, (int, np.integer)) or not 0 <= stage < self.num_stages:
             raise complain(f"{self.name}: stage", repr(stage), f"an integer in 0..{self.num_stages - 1}")
         self._check(feed)
@@ -99,8 +104,9 @@ class Runner:
                 if isinstance(want, str):
                     seen, where = free.setdefault(want, (size, spec.name))
                     if seen != size:
-                        raise complain(f"{self.name}: {spec.name} shape", str(array.shape),
-                                       f"{want} = {seen} as in {where}")
+                        raise complain(
+                            f"{self.name}: {spec.name} shape", str(array.shape), f"{want} = {seen} as in {where}"
+                        )
                 else:
                     fits = fits and size == want
             if not fits:
@@ -129,13 +135,18 @@ def resolve_backend(bundle: Bundle, backend: str) -> str:
     if backend == "auto":
         return "torch" if variant == "plugin" else "onnxrt"
     if backend == "onnxrt" and variant == "plugin":
-        raise complain(f"{bundle.path}: variant", repr(variant), "'portable' or 'dense' for the backend onnxrt",
-                       "export with --variant portable, or use --backend torch")
+        raise complain(
+            f"{bundle.path}: variant",
+            repr(variant),
+            "'portable' or 'dense' for the backend onnxrt",
+            "export with --variant portable, or use --backend torch",
+        )
     return backend
 
 
-def make_runner(bundle: Bundle, backend: str = "auto", *, device: str = "cpu", threads: int | None = None,
-                dense: bool = False) -> Runner:
+def make_runner(
+    bundle: Bundle, backend: str = "auto", *, device: str = "cpu", threads: int | None = None, dense: bool = False
+) -> Runner:
     """A runner for a bundle. `dense` (torch only) runs dense attention instead of the bundle's plan."""
     backend = resolve_backend(bundle, backend)
     if backend == "torch":
@@ -145,8 +156,12 @@ def make_runner(bundle: Bundle, backend: str = "auto", *, device: str = "cpu", t
     if device != "cpu":
         raise complain("device", repr(device), "'cpu' with the backend onnxrt", "use --backend torch")
     if dense and bundle.manifest.variant != "dense":
-        raise complain("dense", "a bundle of variant " + repr(bundle.manifest.variant), "variant 'dense'",
-                       "pass the dense bundle itself")
+        raise complain(
+            "dense",
+            "a bundle of variant " + repr(bundle.manifest.variant),
+            "variant 'dense'",
+            "pass the dense bundle itself",
+        )
     from svdit.runtime.ort_runner import OrtRunner
 
     return OrtRunner(bundle, threads=threads)

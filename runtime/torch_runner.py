@@ -26,8 +26,12 @@ def checkpoint_of(adapter: Any, checkpoint: str | Path | None) -> Path:
     if checkpoint is None or str(checkpoint) == "packaged":
         packaged = adapter.packaged_checkpoint()
         if packaged is None:
-            raise complain(f"model {adapter.name}: checkpoint", "none", "a checkpoint folder",
-                           "this model ships no weights; pass --checkpoint DIR")
+            raise complain(
+                f"model {adapter.name}: checkpoint",
+                "none",
+                "a checkpoint folder",
+                "this model ships no weights; pass --checkpoint DIR",
+            )
         return Path(packaged)
     path = Path(checkpoint)
     if not path.is_dir():
@@ -60,20 +64,41 @@ class TorchRunner(Runner):
 
     backend = "torch"
 
-    def __init__(self, adapter: Any, checkpoint: Path, tiling: Tiling, plan: Plan | None, *, device: str = "cpu",
-                 dtype: str = "float32", attention: str = "auto", threads: int | None = None, batch: int | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Any,
+        checkpoint: Path,
+        tiling: Tiling,
+        plan: Plan | None,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        attention: str = "auto",
+        threads: int | None = None,
+        batch: int | None = None,
+    ) -> None:
         if dtype not in DTYPES:
             raise complain("dtype", repr(dtype), f"one of {', '.join(DTYPES)}")
         latent = adapter.latent_shape(tiling.geometry)
         rows: int | str = "B" if batch is None else batch
-        inputs = (TensorSpec("hidden_states", "float32", (rows, *latent)), TensorSpec("timestep", "float32", (rows,)),
-                  TensorSpec("encoder_hidden_states", "float32", (rows, "L", "E")))
+        inputs = (
+            TensorSpec("hidden_states", "float32", (rows, *latent)),
+            TensorSpec("timestep", "float32", (rows,)),
+            TensorSpec("encoder_hidden_states", "float32", (rows, "L", "E")),
+        )
         outputs = (TensorSpec("noise_pred", "float32", (rows, *latent)),)
-        super().__init__("torch:dense" if plan is None else "torch:plan", inputs, outputs,
-                         1 if plan is None else len(plan.stages))
+        super().__init__(
+            "torch:dense" if plan is None else "torch:plan", inputs, outputs, 1 if plan is None else len(plan.stages)
+        )
         self.adapter, self.checkpoint, self.tiling, self.plan = adapter, checkpoint, tiling, plan
         self.device, self.dtype, self.method, self.threads = device, dtype, attention, threads
         self._model: torch.nn.Module | None = None
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The denoiser of an active runner; its `attention` may be replaced."""
+        assert self._model is not None
+        return self._model
 
     def _activate(self) -> None:
         check_device(self.device)
@@ -83,21 +108,25 @@ class TorchRunner(Runner):
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        attention = (DenseAttention(self.tiling) if self.plan is None
-                     else plan_attention(self.plan, self.device, self.method))
-        self._model = self.adapter.denoiser(self.checkpoint, self.tiling, attention, dtype=self.dtype,
-                                            device=self.device).eval()
+        attention = (
+            DenseAttention(self.tiling) if self.plan is None else plan_attention(self.plan, self.device, self.method)
+        )
+        self._model = self.adapter.denoiser(
+            self.checkpoint, self.tiling, attention, dtype=self.dtype, device=self.device
+        ).eval()
 
     def _infer(self, feed: Mapping[str, np.ndarray], stage: int) -> dict[str, np.ndarray]:
         import torch
 
-        assert self._model is not None
+        model = self.model
         kind = getattr(torch, self.dtype)
         with torch.inference_mode():
-            latents, timestep, text = (torch.from_numpy(feed[name]).to(self.device) for name in
-                                       ("hidden_states", "timestep", "encoder_hidden_states"))
+            latents, timestep, text = (
+                torch.from_numpy(feed[name]).to(self.device)
+                for name in ("hidden_states", "timestep", "encoder_hidden_states")
+            )
             number = torch.tensor([stage], dtype=torch.int32, device=self.device)
-            out = self._model(latents.to(kind), timestep, text.to(kind), number)
+            out = model(latents.to(kind), timestep, text.to(kind), number)
             return {"noise_pred": out.float().cpu().numpy()}
 
     def _close(self) -> None:
@@ -108,11 +137,19 @@ class TorchRunner(Runner):
             torch.cuda.empty_cache()
 
 
-def torch_from_bundle(bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dense: bool = False,
-                      attention: str = "auto") -> TorchRunner:
+def torch_from_bundle(
+    bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dense: bool = False, attention: str = "auto"
+) -> TorchRunner:
     """A torch runner with the bundle's plan and checkpoint; a dense bundle, or `dense`, gives dense attention."""
     adapter = registry.adapter(bundle.manifest.model)
     checkpoint = checkpoint_of(adapter, bundle.manifest.checkpoint)
     dense = dense or bundle.manifest.variant == "dense"
-    return TorchRunner(adapter, checkpoint, bundle.plan.tiling(), None if dense else bundle.plan, device=device,
-                       attention=attention, threads=threads)
+    return TorchRunner(
+        adapter,
+        checkpoint,
+        bundle.plan.tiling(),
+        None if dense else bundle.plan,
+        device=device,
+        attention=attention,
+        threads=threads,
+    )

@@ -45,8 +45,9 @@ def write_mp4(path: Path, video: np.ndarray, fps: int = 8) -> None:
     frames = np.pad(frames, ((0, 0), (0, height - frames.shape[1]), (0, width - frames.shape[2]), (0, 0)), mode="edge")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp.mp4")
     try:
-        with imageio.get_writer(temporary, fps=fps, codec="libx264", quality=8, macro_block_size=2,
-                                ffmpeg_log_level="error") as writer:
+        with imageio.get_writer(
+            temporary, fps=fps, codec="libx264", quality=8, macro_block_size=2, ffmpeg_log_level="error"
+        ) as writer:
             for frame in frames:
                 writer.append_data(frame)
         os.replace(temporary, path)

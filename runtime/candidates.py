@@ -1,0 +1,157 @@
+"""The candidate patterns of a search: a default ladder, a JSON file, and patterns that are measured first.
+
+A candidate is a pattern in the plan file's syntax, by name. Two fields may ask for a measurement instead of
+giving ranges; they are resolved per layer and head from the dense attention map:
+`"columns": {"top": n}` of a stripe takes the n key tiles that get most attention from frames outside its band;
+`"rows": {"top": p}` of a tiles pattern takes the share p of all tile pairs with most attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from svdit.plans.errors import complain, rooted
+from svdit.plans.fields import integer, number, record, shown
+from svdit.plans.files import parse_json, read_text
+from svdit.plans.patterns import Full, Pattern, Skip, Tiles, pattern_from_json
+from svdit.plans.schema import BUILT_IN, Plan, template
+from svdit.plans.tiles import Tiling
+
+Specs = dict[str, dict]
+MAX_DENSITY = 0.85
+"""The default ladder leaves out what saves less than this keeps."""
+
+
+def default_candidates(tiling: Tiling) -> Specs:
+    """Skip, then bands, places, windows, stripes and unions of rising width, fitted to the tile grid.
+
+    Patterns with the same mask as an earlier one, or denser than MAX_DENSITY, are left out.
+    """
+    frames_all, rows_all, cols_all = tiling.tile_grid
+    specs: Specs = {"skip": {"kind": "skip"}}
+    widths = [f for f in (0, 1, 2, 3, 4, 6, 8, 11, 15) if 2 * f + 1 < frames_all]
+    for f in widths:
+        specs[f"diagonal-{f}"] = {"kind": "diagonal", "frames": f}
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2), (0, None), (None, 0), (3, 3)]
+    places = [(r, c) for r, c in places if (r or 0) < rows_all and (c or 0) < cols_all]
+    for r, c in places:
+        specs[f"multi-{_label(r)}-{_label(c)}"] = {"kind": "multi_diagonal", "rows": r, "cols": c}
+    for f in widths[1:]:
+        for r in (1, 2):
+            specs[f"window-{f}-{r}-{r}"] = {"kind": "diagonal", "frames": f, "rows": r, "cols": r}
+    plane = rows_all * cols_all
+    for f in (0, 1, 2):
+        specs[f"first-{f}"] = {"kind": "stripe", "columns": [[0, plane]], "frames": f}
+        for share in (16, 8, 4):
+            count = max(1, tiling.num_video_tiles // share)
+            specs[f"top{share}-{f}"] = {"kind": "stripe", "columns": {"top": count}, "frames": f}
+    for f in widths[:4]:
+        for r, c in [p for p in places if p in ((0, 0), (1, 1), (0, None), (None, 0))]:
+            specs[f"cross-{f}-{_label(r)}-{_label(c)}"] = {
+                "kind": "union",
+                "members": [{"kind": "diagonal", "frames": f}, {"kind": "multi_diagonal", "rows": r, "cols": c}],
+            }
+    return _thinned(specs, tiling)
+
+
+def _label(size: int | None) -> str:
+    return "all" if size is None else str(size)
+
+
+def _thinned(specs: Specs, tiling: Tiling) -> Specs:
+    seen: set[bytes] = set()
+    kept: Specs = {}
+    for name, spec in specs.items():
+        if not is_measured(spec):
+            mask = tiling.mask(pattern_from_json(spec))
+            if tiling.density(mask) > MAX_DENSITY or mask.tobytes() in seen:
+                continue
+            seen.add(mask.tobytes())
+        kept[name] = spec
+    return kept
+
+
+def read_candidates(path: Path, tiling: Tiling) -> Specs:
+    """Candidates from a JSON object of name to pattern; SvditError names the file and the field."""
+    obj = parse_json(read_text(path, "a JSON file of candidate patterns"), str(path))
+    return check_candidates(obj, tiling, str(path))
+
+
+def check_candidates(obj: object, tiling: Tiling, source: str = "candidates") -> Specs:
+    """Check names and patterns against a tiling; measured fields are tried with a flat map."""
+    if not isinstance(obj, Mapping) or not obj:
+        raise complain(source, shown(obj), "an object of candidate patterns by name, at least one")
+    flat = np.full((tiling.num_video_tiles, tiling.num_video_tiles), 1.0 / tiling.num_video_tiles)
+    specs: Specs = {}
+    for name, spec in obj.items():
+        where = f"{source}: $.{name}"
+        pattern = resolve(spec, tiling, flat, where)
+        if isinstance(pattern, Full):
+            raise complain(where, '"full"', "a sparse pattern", "full needs no entry, it is always considered")
+        if (name in BUILT_IN) != isinstance(pattern, Skip):
+            raise complain(where, f"kind {spec['kind']!r}", 'the name "skip" for the kind skip, and only for it')
+        with rooted(f"{source}: "):
+            _check_in_plan(name, pattern, tiling)
+        specs[name] = dict(spec)
+    return specs
+
+
+def _check_in_plan(name: str, pattern: Pattern, tiling: Tiling) -> None:
+    """Let the plan's own checks judge name (with the suffix of measured ones) and fit to the grid."""
+    if not isinstance(pattern, Skip):
+        base = template("candidates", tiling.geometry, tiling.tile)
+        Plan(base.model, base.geometry, base.tile, {f"{name}-l000h000": pattern}, base.stages, base.provenance)
+
+
+def is_measured(spec: object) -> bool:
+    """Whether a candidate asks for the attention map anywhere."""
+    if isinstance(spec, Mapping):
+        return "top" in spec or any(is_measured(value) for value in spec.values())
+    return isinstance(spec, (list, tuple)) and any(is_measured(value) for value in spec)
+
+
+def resolve(spec: object, tiling: Tiling, mass: np.ndarray, where: str = "candidate") -> Pattern:
+    """A candidate as a pattern; mass [nV, nV] is the attention map of the head, for measured fields."""
+    return pattern_from_json(_filled(spec, tiling, mass, where), where)
+
+
+def _filled(spec: object, tiling: Tiling, mass: np.ndarray, where: str) -> object:
+    if not isinstance(spec, Mapping):
+        return spec
+    filled = dict(spec)
+    if isinstance(filled.get("members"), (list, tuple)):
+        filled["members"] = [_filled(m, tiling, mass, f"{where}.members[{i}]") for i, m in enumerate(spec["members"])]
+    if isinstance(filled.get("columns"), Mapping):
+        top = record(filled["columns"], f"{where}.columns", ["top"])["top"]
+        count = integer(top, f"{where}.columns.top", 1, tiling.num_video_tiles)
+        frames = integer(filled.get("frames", 0), f"{where}.frames", 0)
+        filled["columns"] = _top_columns(mass, tiling, count, frames)
+    if isinstance(filled.get("rows"), Mapping):
+        top = record(filled["rows"], f"{where}.rows", ["top"])["top"]
+        share = number(top, f"{where}.rows.top", "a number above 0 and below 1")
+        if not 0 < share < 1:
+            raise complain(f"{where}.rows.top", share, "a number above 0 and below 1")
+        filled["rows"] = Tiles.from_mask(_top_pairs(mass, share)).to_json()["rows"]
+    return filled
+
+
+def _top_columns(mass: np.ndarray, tiling: Tiling, count: int, frames: int) -> list[list[int]]:
+    """Ranges of the `count` video tiles with most attention from query tiles outside the frame band."""
+    frame = np.arange(tiling.num_video_tiles) // (tiling.tile_grid[1] * tiling.tile_grid[2])
+    outside = np.abs(frame[:, None] - frame[None]) > frames
+    column = (mass * outside).sum(0)
+    keep = np.zeros((1, len(column)), dtype=bool)
+    keep[0, np.argsort(-column, kind="stable")[:count]] = True
+    return Tiles.from_mask(keep).to_json()["rows"][0]
+
+
+def _top_pairs(mass: np.ndarray, share: float) -> np.ndarray:
+    """bool [nV, nV]: the heaviest pairs of the whole head, and at least the heaviest of every row."""
+    keep = np.zeros(mass.size, dtype=bool)
+    keep[np.argsort(-mass.ravel(), kind="stable")[: max(1, round(share * mass.size))]] = True
+    keep = keep.reshape(mass.shape)
+    keep[np.arange(len(mass)), mass.argmax(1)] = True
+    return keep

@@ -26,7 +26,7 @@ Groups = tuple[tuple[Tensor, Tensor], ...]
 """For each set of query tiles with one key list: token positions of the queries, of the valid keys."""
 
 
-def sparse_attention(
+def sparse_attention(  # noqa: PLR0917 (the order of the operator's inputs)
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -52,32 +52,63 @@ def sparse_attention(
     lengths = _lengths(text_len, text_tokens)
     tokens = q.shape[1]
     if int(tile_offsets[-1]) != tokens:
-        raise complain(
-            "tile_offsets", f"{int(tile_offsets[-1])} tokens in the last entry", f"the {tokens} of Q"
-        )
+        raise complain("tile_offsets", f"{int(tile_offsets[-1])} in the last entry", f"the {tokens} tokens of Q")
     text_start = 0 if text_first else tokens - text_tokens
     lists = _HostLists(tile_offsets, row_offsets, tile_index)
 
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for valid in sorted(set(lengths)):
         hidden = (text_start + valid, text_start + text_tokens)  # masked key positions
-        rows = torch.tensor([b for b, n in enumerate(lengths) if n == valid], device=q.device)
-        part = (q, k, v) if len(rows) == len(lengths) else tuple(x.index_select(0, rows) for x in (q, k, v))
-        result = out if len(rows) == len(lengths) else torch.zeros_like(part[0])
+        batches = [b for b, length in enumerate(lengths) if length == valid]
         for pattern, heads in heads_of.items():
-            index = torch.tensor(heads, device=q.device)
-            picked = tuple(x.index_select(2, index).transpose(1, 2).float() for x in part)
-            if pattern == FULL:
-                attended = _dense(*picked, scale, hidden)
-            else:
-                attended = _gathered(*picked, scale, lists.groups(pattern, hidden, str(q.device)))
-            result.index_copy_(2, index, attended.transpose(1, 2).to(q.dtype))
-        if result is not out:
-            out.index_copy_(0, rows, result)
+            for queries, keys in lists.groups(pattern, hidden, str(q.device)):
+                if len(keys):  # rows without a key stay zero
+                    rows = _Rows(q.shape, batches, queries, heads)
+                    cols = _Rows(q.shape, batches, keys, heads)
+                    picked = rows.take(q), cols.take(k), cols.take(v)
+                    rows.put(out, scaled_dot_product_attention(*picked, scale=scale))
     return out
 
 
-def check_tensors(q, k, v, stage, text_len, head_pattern, tile_offsets, row_offsets, tile_index, work_order):
+class _Rows:
+    """The rows of a [B, N, H, D] tensor that belong to some batches, token positions and heads."""
+
+    def __init__(self, shape: torch.Size, batches: list[int], positions: Tensor, heads: list[int]) -> None:
+        num_batches, num_tokens, num_heads, _ = shape
+        self.counts = (len(batches), len(positions), len(heads))
+        self.flat: Tensor | None = None  # None: all of them, in their own order
+        if self.counts != (num_batches, num_tokens, num_heads):
+            device = positions.device
+            first = torch.tensor(batches, device=device)[:, None, None] * num_tokens + positions[None, :, None]
+            self.flat = (first * num_heads + torch.tensor(heads, device=device)).reshape(-1)
+
+    def take(self, x: Tensor) -> Tensor:
+        """float32 [b, h, n, D]. One flat index_select is several times faster than indexing by axis."""
+        if self.flat is not None:
+            x = x.reshape(-1, x.shape[-1]).index_select(0, self.flat).view(*self.counts, x.shape[-1])
+        return x.transpose(1, 2).float()
+
+    def put(self, out: Tensor, value: Tensor) -> None:
+        """Write [b, h, n, D] into a contiguous tensor, in its type."""
+        value = value.transpose(1, 2).to(out.dtype)
+        if self.flat is None:
+            out.copy_(value)
+        else:
+            out.view(-1, out.shape[-1]).index_copy_(0, self.flat, value.reshape(-1, out.shape[-1]))
+
+
+def check_tensors(  # noqa: PLR0917 (the order of the operator's inputs)
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    stage: Tensor,
+    text_len: Tensor,
+    head_pattern: Tensor,
+    tile_offsets: Tensor,
+    row_offsets: Tensor,
+    tile_index: Tensor,
+    work_order: Tensor,
+) -> None:
     """Raise SvditError unless types and shapes fit each other. Looks at no values, so fakes pass too."""
     if q.dim() != 4:
         raise complain("Q", f"shape {tuple(q.shape)}", "[batch, tokens, heads, head_dim]")
@@ -126,38 +157,26 @@ def _lengths(text_len: Tensor, text_tokens: int) -> list[int]:
     return lengths
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: tuple[int, int]) -> Tensor:
-    """Attention of [B, h, N, D] over all keys outside the hidden range."""
-    start, stop = hidden
-    if start < stop:
-        k, v = (torch.cat([x[:, :, :start], x[:, :, stop:]], dim=2) for x in (k, v))
-    if k.shape[2] == 0:
-        return torch.zeros_like(q)
-    return scaled_dot_product_attention(q, k, v, scale=scale)
-
-
-def _gathered(q: Tensor, k: Tensor, v: Tensor, scale: float, groups: Groups) -> Tensor:
-    """Attention of [B, h, N, D] over the keys of each group; rows without a key stay zero."""
-    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    for queries, keys in groups:
-        if len(keys):
-            picked = q.index_select(2, queries), k.index_select(2, keys), v.index_select(2, keys)
-            out.index_copy_(2, queries, scaled_dot_product_attention(*picked, scale=scale))
-    return out
-
-
 class _HostLists:
     """CSR tables on the host; groups are cached by content, so equal tables share them."""
 
     def __init__(self, tile_offsets: Tensor, row_offsets: Tensor, tile_index: Tensor) -> None:
-        self.tile_offsets = tile_offsets.cpu().numpy().tobytes()
+        self.tile_offsets = tile_offsets.cpu().numpy()
         self.row_offsets = row_offsets.cpu().numpy()
         self.tile_index = tile_index.cpu().numpy()
 
     def groups(self, pattern: int, hidden: tuple[int, int], device: str) -> Groups:
+        if pattern == FULL:
+            return _full_group(int(self.tile_offsets[-1]), hidden, device)
         row = self.row_offsets[pattern]
         index = self.tile_index[row[0] : row[-1]]
-        return _groups(self.tile_offsets, (row - row[0]).tobytes(), index.tobytes(), hidden, device)
+        return _groups(self.tile_offsets.tobytes(), (row - row[0]).tobytes(), index.tobytes(), hidden, device)
+
+
+@lru_cache(maxsize=16)
+def _full_group(tokens: int, hidden: tuple[int, int], device: str) -> Groups:
+    positions = torch.arange(tokens, device=device)
+    return ((positions, torch.cat([positions[: hidden[0]], positions[hidden[1] :]])),)
 
 
 @lru_cache(maxsize=256)

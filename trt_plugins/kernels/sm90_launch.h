@@ -1,0 +1,24 @@
+// Between dispatch and the kernel of one architecture.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "report.h"
+#include "svdit/launch.h"
+
+namespace svdit {
+
+constexpr size_t kWorkspaceBytes = 16;  // the queue's counter
+
+struct LaunchRequest {
+  const svdit_problem &problem;
+  const svdit_tensors &tensors;
+  const svdit_tables &tables;
+  void *workspace;
+  cudaStream_t stream;
+  int multiprocessors;
+};
+
+svdit_status launch_sm90(const LaunchRequest &request, Report &report);
+
+}  // namespace svdit

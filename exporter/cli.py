@@ -1,0 +1,111 @@
+"""`svdit-export`: options to one call, exit status back."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from svdit.plans.bundle import PRECISIONS, VARIANTS
+from svdit.plans.errors import SvditError
+
+
+@click.command(name="svdit-export")
+@click.option("--model", required=True, help="Model name; an unknown one lists what there is.")
+@click.option("--plan", "plan_file", required=True, type=click.Path(path_type=Path), help="Plan file (*.plan.json).")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Folder in diffusers' format: a pipeline or its transformer. Default: the weights shipped with the package.",
+)
+@click.option("--variant", type=click.Choice(VARIANTS), default="plugin", show_default=True, help="Which graphs to write.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Type to compute in.")
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="Batch size; 2 serves guidance.")
+@click.option("--copy-weights", is_flag=True, help="Copy the weight files instead of linking to them.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write sizes and times to this file.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
+def main(
+    model: str,
+    plan_file: Path,
+    checkpoint: Path | None,
+    variant: str,
+    precision: str,
+    batch: int,
+    copy_weights: bool,
+    json_file: Path | None,
+    output: Path,
+) -> None:
+    """Bake a plan into the ONNX graphs of a model.
+
+    Writes a bundle: graphs, plan, manifest, and links to the checkpoint's weights. Variants: plugin, one graph
+    with svdit::SparseAttention nodes; portable, one graph a stage in standard operators; dense, the baseline.
+    """
+    try:
+        figures = run(model, plan_file, checkpoint, variant, precision, batch, copy_weights, output)
+        if json_file is not None:
+            from svdit.plans.files import write_atomic
+
+            write_atomic(json_file, json.dumps(figures, indent=1) + "\n")
+    except SvditError as error:
+        click.echo(f"svdit-export: {error}", err=True)
+        sys.exit(2)
+
+
+def run(
+    model: str,
+    plan_file: Path,
+    checkpoint: Path | None,
+    variant: str,
+    precision: str,
+    batch: int,
+    copy_weights: bool,
+    output: Path,
+) -> dict:
+    """Export with a progress bar and return figures for --json."""
+    from tqdm import tqdm
+
+    from svdit.exporter.export import STEPS, export
+    from svdit.plans.schema import read_plan
+
+    plan = read_plan(plan_file)
+    start = time.perf_counter()
+    notes: list[str] = []
+    with tqdm(total=len(STEPS), desc="export", unit="step", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def report(step: str) -> None:
+            bar.n = STEPS.index(step)
+            bar.set_description(f"export: {step}")
+
+        bundle = export(
+            model,
+            plan,
+            output,
+            checkpoint=checkpoint,
+            variant=variant,
+            precision=precision,
+            batch=batch,
+            copy_weights=copy_weights,
+            report=report,
+            note=notes.append,
+        )
+    for text in notes:
+        click.echo(f"svdit-export: {text}", err=True)
+    seconds = time.perf_counter() - start
+    graph_bytes = sum((bundle.path / graph.file).stat().st_size for graph in bundle.manifest.graphs)
+    click.echo(
+        f"{output}: {variant} {precision}, {len(bundle.manifest.graphs)} graph(s), {graph_bytes / 1e6:.1f} MB, "
+        f"{len(bundle.manifest.weights)} weight file(s), {seconds:.1f} s"
+    )
+    return {
+        "bundle": str(output),
+        "model": model,
+        "variant": variant,
+        "precision": precision,
+        "stages": len(plan.stages),
+        "graph_bytes": graph_bytes,
+        "weight_bytes": sum(weight.size for weight in bundle.manifest.weights),
+        "seconds": round(seconds, 3),
+    }

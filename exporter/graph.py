@@ -1,0 +1,201 @@
+"""ONNX rewrites, one function each: an onnx_ir model in, the same model changed.
+
+`trace` gives a model whose parameters and constants have no values; the rewrites below tidy it, name it and
+bind its values; attention nodes are replaced by portable.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from svdit.exporter.op_schema import DOMAIN, OP_TYPE
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from svdit.exporter.models.base import StoredTensor
+
+OPSET = 20
+"""ONNX opset of every graph: the first one with Gelu."""
+STORED_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's exporter notes the module path of a node."""
+
+
+def trace(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], output: str) -> ir.Model:
+    """Export a module without values. `inputs` gives name, shape and type of forward's arguments in order.
+
+    Parameters and buffers become initializers under their own names; nothing in them is valid yet.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+    with FakeTensorMode(), _quiet():
+        module._apply(fake)
+        program = torch.onnx.export(
+            module,
+            tuple(fake(x) for x in inputs.values()),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=[output],
+        )
+    return program.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence notices about packages that nobody needs here."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def simplify(model: ir.Model) -> ir.Model:
+    """Fold shape arithmetic and merge equal nodes; initializers are not looked at."""
+    import onnxscript.optimizer
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+
+    graph = model.graph
+    initializers = list(graph.initializers.values())
+    num_inputs = len(graph.inputs)
+    for value in initializers:  # as inputs nobody can read the values that they do not have
+        del graph.initializers[value.name]
+        value.const_value = None
+        graph.inputs.append(value)
+    with _quiet():
+        onnxscript.optimizer.optimize(model)
+        CommonSubexpressionEliminationPass()(model)
+        onnxscript.optimizer.optimize(model)
+    for value in list(graph.inputs)[num_inputs:]:
+        graph.inputs.remove(value)
+        if value.uses():
+            graph.initializers[value.name] = value
+    return model
+
+
+def name_nodes(model: ir.Model) -> ir.Model:
+    """Name every node, and its first output, "module path/operator", numbered where that is not unique."""
+    outputs = {id(value) for value in model.graph.outputs}
+    taken = {value.name for value in [*model.graph.inputs, *model.graph.outputs]} | set(model.graph.initializers)
+    scope_of: dict[ir.Node, str] = {}
+    for node in model.graph:
+        scope_of[node] = scope = _scope(node, scope_of)
+        stem = f"{scope}/{node.op_type}" if scope else node.op_type
+        name, count = stem, 1
+        while name in taken:
+            count += 1
+            name = f"{stem}_{count}"
+        taken.add(name)
+        node.name = name
+        for i, value in enumerate(node.outputs):
+            if id(value) not in outputs:
+                value.name = name if i == 0 else f"{name}:{i}"
+        node.metadata_props.clear()
+        node.doc_string = None
+    names = dict(model.graph.initializers)
+    for i, value in enumerate(v for v in names.values() if v.const_value is not None):  # made by folding
+        model.graph.initializers.pop(value.name)
+        value.name = f"constants/{i}"
+        model.graph.register_initializer(value)
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    return model
+
+
+def _scope(node: ir.Node, scope_of: Mapping[ir.Node, str]) -> str:
+    """Module path of the module that a node lies in; nodes made by folding take the one of their first input."""
+    text = node.metadata_props.get(SCOPES)
+    if text:
+        modules = [scope for scope in ast.literal_eval(text)[:-1] if scope]  # the last entry is the call itself
+        return modules[-1] if modules else ""
+    producers = [value.producer() for value in node.inputs if value is not None]
+    return next((scope_of[p] for p in producers if p in scope_of), "")
+
+
+def bind_constants(model: ir.Model, values: Mapping[str, np.ndarray]) -> ir.Model:
+    """Give initializers their values; those of `values` that the graph does not use are left out."""
+    for name, value in values.items():
+        target = model.graph.initializers.get(name)
+        if target is not None:
+            target.const_value = ir.Tensor(value, name=name)
+    return model
+
+
+def bind_weights(model: ir.Model, parameters: Mapping[str, StoredTensor]) -> ir.Model:
+    """Point initializers at the bytes in the checkpoint's files, with a Cast where the graph wants another type.
+
+    Locations are bare file names: the files, or links to them, must lie beside the graph.
+    """
+    graph = model.graph
+    casts = []
+    for name, stored in parameters.items():
+        value = graph.initializers.get(name)
+        if value is None:
+            raise AssertionError(f"the graph does not use the parameter {name}")
+        dtype = STORED_TYPES[stored.dtype]
+        tensor = ir.ExternalTensor(
+            stored.file.name, stored.offset, stored.length, dtype, shape=value.shape, name=name, base_dir=stored.file.parent
+        )
+        if value.dtype != dtype:
+            cast = ir.node("Cast", [value], {"to": int(value.dtype)}, name=f"{name}/Cast")
+            cast.outputs[0].name = f"{name}/Cast"
+            cast.outputs[0].dtype, cast.outputs[0].shape = value.dtype, value.shape
+            users = [(use.node, use.idx) for use in value.uses() if use.node is not cast]
+            for node, index in users:
+                node.replace_input_with(index, cast.outputs[0])
+            value.dtype = dtype
+            casts.append(cast)
+        value.const_value = tensor
+    if casts:
+        graph.insert_before(graph[0], casts)
+    unbound = [value.name for value in graph.initializers.values() if value.const_value is None]
+    if unbound:
+        raise AssertionError(f"initializers without a value: {unbound[:5]}")
+    return model
+
+
+def attention_nodes(model: ir.Model) -> list[ir.Node]:
+    """SparseAttention nodes, in the order of the layers."""
+    return [node for node in model.graph if node.domain == DOMAIN and node.op_type == OP_TYPE]
+
+
+def drop_unused(model: ir.Model) -> ir.Model:
+    """Remove nodes, initializers and inputs that no output needs."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+    graph = model.graph
+    for value in list(graph.inputs):
+        if not value.uses():
+            graph.inputs.remove(value)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+    return model
+
+
+def weight_files(parameters: Mapping[str, StoredTensor]) -> list[Path]:
+    """The files that the weights lie in, each once."""
+    return sorted({stored.file for stored in parameters.values()})

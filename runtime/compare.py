@@ -158,6 +158,14 @@ def make_pair(
     return make_runner(bundle, against, device=device if against == "torch" else "cpu", threads=threads), compared
 
 
+def flops_ratio(plan: Plan, density: float) -> float:
+    """FLOPs of the dense model over those at `density`: attention 4 N^2 H D, the rest 2 N * 12 * (H D)^2 a layer."""
+    geometry = plan.geometry
+    width = geometry.heads * geometry.head_dim
+    attention, rest = 4.0 * geometry.tokens * width, 24.0 * width**2
+    return (attention + rest) / (attention * density + rest)
+
+
 def mean_density(plan: Plan, steps: int) -> float:
     """Kept share of query-key pairs, mean over the steps that are run, layers and heads."""
     tiling = plan.tiling()
@@ -175,7 +183,6 @@ def compare(
     dense: Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
-    flop_share: float | None = None,
     show: bool = True,
 ) -> Comparison:
     """Run both, step by step in turn, then judge videos, latents and single denoiser outputs.

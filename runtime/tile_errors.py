@@ -74,21 +74,21 @@ class TileErrorMeter:
         error = torch.zeros(heads, num_masks, dtype=torch.float64, device=self.device)
         power = torch.zeros(heads, dtype=torch.float64, device=self.device)
         mass = torch.zeros(heads, self.num_tiles, self.num_tiles, device=self.device)
-        ones = torch.ones(heads, 1, self.num_tiles, self.num_tiles, device=self.device)
-        weights = torch.cat([masks.to(torch.float32), ones], dim=1).transpose(1, 2)
+        ones = torch.ones(1, self.num_tiles, self.num_tiles, dtype=torch.bool, device=self.device)
         for b in range(batch):
             seen = self._seen(text_len, b)
             for h in range(heads):
                 keys = k[b, :, h].float()[self.index.flatten()] * width**-0.5
                 values = torch.cat([v[b, :, h].float()[self.index], self.valid[..., None]], -1) * seen[..., None]
                 queries = q[b, :, h].float()[self.index]
+                weights = torch.cat([masks[h], ones]).transpose(0, 1).float()
                 for part in tiles.split(chunk):
                     partial = self._partial(queries[part].flatten(0, 1), keys, values)
-                    outputs, denominators = self._combine(partial, weights[h, part])
-                    rows = self.valid[part][:, None, :, None]
-                    full = outputs[:, -1:]
-                    error[h] += ((outputs[:, :-1] - full).square() * rows).sum((2, 3)).sum(0, dtype=torch.float64)
-                    power[h] += (full.square() * rows).sum(dtype=torch.float64)
+                    outputs, denominators = self._combine(partial, weights[part])
+                    rows = self.valid[part][:, None]
+                    full = outputs[:, -1:].clone()
+                    power[h] += self._squared(full, rows).sum()
+                    error[h] += self._squared(outputs.sub_(full), rows)[:-1]
                     share = partial[..., -1].view(self.num_tiles, len(part), -1) / denominators[:, -1].clamp_min(1e-30)
                     share = (share * self.valid[part]).sum(-1) / self.sizes[part]
                     mass[h, part] += share.T / batch
@@ -117,4 +117,10 @@ class TileErrorMeter:
         sums = torch.bmm(weights, per_tile).view(num_queries, -1, self.tile_rows, width)
         denominators = sums[..., -1]
         safe = torch.where(denominators > 0, denominators, torch.ones_like(denominators))
-        return sums[..., :-1] / safe[..., None], denominators
+        return sums[..., :-1].div_(safe[..., None]), denominators
+
+    @staticmethod
+    def _squared(values: Tensor, rows: Tensor) -> Tensor:
+        """float64 [M]: squares of values [Q, M, t, D] summed over the rows that exist, rows [Q, 1, t]."""
+        per_row = torch.linalg.vector_norm(values, dim=-1).square_() * rows
+        return per_row.sum((0, 2), dtype=torch.float64)

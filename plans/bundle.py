@@ -60,9 +60,7 @@ class GraphFile:
         _check_inside(self.file, "file")
         _check_sha256(self.sha256, "sha256")
         stages = array(self.stages, "stages", "stage numbers")
-        object.__setattr__(
-            self, "stages", tuple(integer(s, f"stages[{i}]", low=0) for i, s in enumerate(stages))
-        )
+        object.__setattr__(self, "stages", tuple(integer(s, f"stages[{i}]", low=0) for i, s in enumerate(stages)))
 
 
 @dataclass(frozen=True)
@@ -180,8 +178,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         parts = {"graphs": GraphFile, "weights": WeightFile, "inputs": TensorSpec, "outputs": TensorSpec}
         for name, cls in parts.items():
             values[name] = [
-                _read(cls, item, f"$.{name}[{i}]")
-                for i, item in enumerate(array(data[name], f"$.{name}", "entries"))
+                _read(cls, item, f"$.{name}[{i}]") for i, item in enumerate(array(data[name], f"$.{name}", "entries"))
             ]
         with rooted("$."):
             return Manifest(**values)

@@ -202,9 +202,7 @@ class Tiles(Pattern):
         )
 
 
-KINDS: dict[str, type[Pattern]] = {
-    cls.kind: cls for cls in (Full, Skip, Diagonal, MultiDiagonal, Stripe, Union, Tiles)
-}
+KINDS: dict[str, type[Pattern]] = {cls.kind: cls for cls in (Full, Skip, Diagonal, MultiDiagonal, Stripe, Union, Tiles)}
 
 
 def pattern_from_json(obj: object, path: str = "pattern") -> Pattern:

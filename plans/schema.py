@@ -91,17 +91,13 @@ def loads(text: str, source: str = "plan") -> Plan:
         geometry = Geometry.from_json(data["geometry"], "$.geometry")
         if not isinstance(data["patterns"], dict):
             raise complain("$.patterns", shown(data["patterns"]), "an object of named patterns")
-        patterns = {
-            name: pattern_from_json(value, f"$.patterns.{name}") for name, value in data["patterns"].items()
-        }
+        patterns = {name: pattern_from_json(value, f"$.patterns.{name}") for name, value in data["patterns"].items()}
         stages = [
             _stage_from_json(value, f"$.stages[{i}]")
             for i, value in enumerate(array(data["stages"], "$.stages", "stages"))
         ]
         with rooted("$."):
-            return Plan(
-                data["model"], geometry, data["tile"], patterns, tuple(stages), data.get("provenance", {})
-            )
+            return Plan(data["model"], geometry, data["tile"], patterns, tuple(stages), data.get("provenance", {}))
 
 
 def dumps(plan: Plan) -> str:
@@ -136,9 +132,7 @@ def write_plan(path: str | Path, plan: Plan) -> None:
     write_atomic(path, dumps(plan))
 
 
-def template(
-    model: str, geometry: Geometry, tile: tuple[int, int, int], pattern: Pattern | None = None
-) -> Plan:
+def template(model: str, geometry: Geometry, tile: tuple[int, int, int], pattern: Pattern | None = None) -> Plan:
     """One stage in which every head uses `pattern` (default: full); provenance says that nobody searched."""
     pattern = Full() if pattern is None else pattern
     name = pattern.kind

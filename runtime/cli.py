@@ -190,7 +190,7 @@ def compare(
         click.echo(f"{row[0]:<{width}}  {row[1]:>10}  SSIM {row[2]}")
     mean = figures["psnr"]
     click.echo(
-        f"{found.backend} against {found.against}: PSNR {'identical' if mean is None else f'{mean:.2f} dB'}, "
+        f"{found.runner} against {found.against}: PSNR {'identical' if mean is None else f'{mean:.2f} dB'}, "
         f"SSIM {figures['ssim']:.4f}, density {found.density:.4f}, FLOP ratio {found.flops_ratio:.3f}, "
         f"{figures['against_latency_ms']:.0f} -> {figures['latency_ms']:.0f} ms a step, speed-up "
         f"{found.speedup:.3f}x; denoiser outputs: rel. L2 {_text(figures['rel_l2_error'])}, "

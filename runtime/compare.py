@@ -38,6 +38,7 @@ class Comparison:
 
     against: str
     backend: str
+    runner: str
     scores: tuple[VideoScore, ...]
     outputs: tuple[OutputError, ...]
     latents_rel_l2: float
@@ -56,8 +57,9 @@ class Comparison:
         """Plain JSON. A PSNR of identical videos is null, with `identical` true."""
         finite = [score.psnr for score in self.scores]
         return {
-            "against": self.against,
             "backend": self.backend,
+            "runner": self.runner,
+            "against": self.against,
             "steps": self.compared.steps,
             "guidance": self.compared.guidance,
             "psnr": _json(np.mean(finite)),
@@ -217,6 +219,7 @@ def compare(
     density = 1.0 if bundle.manifest.variant == "dense" else mean_density(plan, steps)
     return Comparison(
         against if against == "dense" else reference.name,
+        compared.backend,
         compared.name,
         tuple(scores),
         tuple(outputs),

@@ -80,7 +80,7 @@ def prepare(
         uncond = adapter.encode_prompts(checkpoint, [""]).float().cpu()
     steps = sampling.steps if request.steps is None else request.steps
     guidance = sampling.guidance_scale if request.guidance is None else request.guidance
-    noise = noise_for(request.seeds, adapter.latent_shape(tiling.geometry))
+    noise = noise_for(request.seeds, adapter.latent_shape(tiling.geometry, checkpoint))
     return Denoising(runner, sampling.scheduler(), noise, text, uncond, steps, float(guidance), stage_of)
 
 

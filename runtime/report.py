@@ -29,7 +29,7 @@ def html_report(found: Comparison, bundle: Bundle) -> str:
             "bundle",
             f"{bundle.path.name} ({bundle.manifest.model}, {bundle.manifest.variant}, {bundle.manifest.precision})",
         ),
-        ("compared", found.backend),
+        ("compared", found.runner),
         ("reference", found.against),
         ("steps", str(found.compared.steps)),
         ("guidance", f"{found.compared.guidance:g}"),

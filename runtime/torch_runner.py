@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ("float32", "float16", "bfloat16")
+DTYPE_OF = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Precision of a bundle to torch's name."""
 
 
 def checkpoint_of(adapter: Any, checkpoint: str | Path | None) -> Path:
@@ -79,7 +81,7 @@ class TorchRunner(Runner):
     ) -> None:
         if dtype not in DTYPES:
             raise complain("dtype", repr(dtype), f"one of {', '.join(DTYPES)}")
-        latent = adapter.latent_shape(tiling.geometry)
+        latent = adapter.latent_shape(tiling.geometry, checkpoint)
         rows: int | str = "B" if batch is None else batch
         inputs = (
             TensorSpec("hidden_states", "float32", (rows, *latent)),
@@ -150,6 +152,7 @@ def torch_from_bundle(
         bundle.plan.tiling(),
         None if dense else bundle.plan,
         device=device,
+        dtype=DTYPE_OF[bundle.manifest.precision],
         attention=attention,
         threads=threads,
     )

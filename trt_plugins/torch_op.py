@@ -1,4 +1,4 @@
-"""`torch.ops.svdit.sparse_attention`: schema, CPU implementation, shape function.
+"""`torch.ops.svdit.sparse_attention`: schema, CPU and CUDA implementation, shape function.
 
 Importing this module registers nothing; call `load()`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdit.trt_plugins import reference
+from svdit.trt_plugins import cuda_op, reference
 
 NAME = "svdit::sparse_attention"
 SCHEMA = (
@@ -28,6 +28,7 @@ def load() -> None:
     library = torch.library.Library("svdit", "FRAGMENT")
     library.define(SCHEMA)
     library.impl("sparse_attention", reference.sparse_attention, "CPU")
+    library.impl("sparse_attention", cuda_op.sparse_attention, "CUDA")  # looks for its library when called
     torch.library.register_fake(NAME, _fake, lib=library)
     _library = library
 

@@ -39,8 +39,9 @@ svdit_status check_problem(const svdit_problem &problem, Report &report) {
       {"num_tiles", problem.num_tiles, 1, 65536},
       {"num_patterns", problem.num_patterns, 2, INT32_MAX},
       {"num_stages", problem.num_stages, 1, 65536},
-      {"num_items", problem.num_items, 1, INT32_MAX / problem.num_stages},
+      {"num_items", problem.num_items, 1, INT32_MAX / 2},
       {"num_entries", problem.num_entries, 1, INT32_MAX},
+      {"num_stages * num_items", int64_t(problem.num_stages) * problem.num_items, 1, INT32_MAX},
       {"batch * num_items", int64_t(problem.batch) * problem.num_items, 1, INT32_MAX / 2},
   };
   for (const auto &range : ranges) {

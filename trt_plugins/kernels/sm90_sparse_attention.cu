@@ -96,7 +96,7 @@ svdit_status launch_sm90(const LaunchRequest &request, Report &report) {
 }
 
 #ifdef SVDIT_WATCHDOG
-extern "C" int svdit_watchdog(int *record) {
+extern "C" __attribute__((visibility("default"))) int svdit_watchdog(int *record) {
   return cudaMemcpyFromSymbol(record, sm90::svdit_watchdog_record, sizeof(int) * 8) == cudaSuccess ? 0 : 1;
 }
 #endif

@@ -91,10 +91,11 @@ def header(value: object, subject: str, name: str, version: int, hint: str) -> N
     """Check `format` and `version`, before anything else of a file: another version has other keys."""
     if not isinstance(value, dict):
         raise complain(subject, shown(value), f"a {name} object")
-    if value.get("format") != name:
-        raise complain(f"{subject}.format", shown(value.get("format")), shown(name))
-    if type(value.get("version")) is not int or value["version"] != version:
-        raise complain(f"{subject}.version", shown(value.get("version")), version, hint)
+    for key, wanted, step in (("format", name, ""), ("version", version, hint)):
+        if key not in value:
+            raise complain(f"{subject}.{key}", "nothing", shown(wanted))
+        if type(value[key]) is not type(wanted) or value[key] != wanted:
+            raise complain(f"{subject}.{key}", shown(value[key]), shown(wanted), step)
 
 
 def record(value: object, subject: str, required: Iterable[str], optional: Iterable[str] = ()) -> dict:

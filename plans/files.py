@@ -48,12 +48,14 @@ def parse_json(text: str, source: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except SvditError as error:
-        raise error.under(f"{source}: ") from None
+        raise error.under(source) from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise complain(source, f"{error.msg.lower()} at {where}", "one JSON object") from None
-    except (ValueError, RecursionError) as error:
-        raise complain(source, str(error).lower(), "one JSON object of ordinary size") from None
+        raise complain(source, f"{error.msg.lower()} ({where})", "one JSON object") from None
+    except RecursionError:
+        raise complain(source, "lists or objects nested too deeply", "one JSON object") from None
+    except ValueError:  # Python refuses to convert integers of more than 4300 digits
+        raise complain(source, "a number with thousands of digits", "one JSON object") from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:
@@ -61,9 +63,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise complain(json.dumps(repeated), "the same key twice in one object", "each key once")
+        raise complain("", f"the key {json.dumps(repeated)} twice in one object", "each key once")
     return result
 
 
 def _no_constant(name: str) -> object:
-    raise complain("JSON", name, "finite numbers")
+    raise complain("", name, "finite numbers")

@@ -207,9 +207,9 @@ KINDS: dict[str, type[Pattern]] = {cls.kind: cls for cls in (Full, Skip, Diagona
 
 def pattern_from_json(obj: object, path: str = "pattern") -> Pattern:
     """Read the JSON object at `path`. Raises SvditError with the path of the wrong field."""
-    if not isinstance(obj, dict):
+    if not isinstance(obj, dict) or "kind" not in obj:
         raise complain(path, shown(obj), 'an object with a "kind"')
-    cls = KINDS[one_of(obj.get("kind"), f"{path}.kind", KINDS)]
+    cls = KINDS[one_of(obj["kind"], f"{path}.kind", KINDS)]
     names = {field.name: field.default is MISSING for field in fields(cls)}  # type: ignore[arg-type]
     required = ["kind", *(name for name, needed in names.items() if needed)]
     values = dict(record(obj, path, required, [name for name, needed in names.items() if not needed]))

@@ -24,6 +24,9 @@ VERSION = 1
 BUILT_IN: dict[str, Pattern] = {"full": Full(), "skip": Skip()}
 """Patterns that need no definition; their names cannot be redefined."""
 
+MAX_TILES = 1 << 16
+"""A work item packs the query tile into the lower half of an int32."""
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,63}")
 
 
@@ -149,15 +152,20 @@ def _stage_from_json(obj: object, path: str) -> Stage:
 
 
 def _check_patterns(plan: Plan) -> None:
-    tile_grid = plan.tiling().tile_grid
+    tiling = plan.tiling()
+    if tiling.num_tiles > MAX_TILES:
+        tiles = " x ".join(map(str, plan.tile))
+        raise complain("tile", f"{tiling.num_tiles} tiles of {tiles}", f"at most {MAX_TILES}", "use a larger tile")
     for name, pattern in plan.patterns.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             expected = "up to 64 of the characters A-Z a-z 0-9 _ . : + -, the first a letter, digit or _"
             raise complain("patterns", f"the name {shown(name)}", expected)
         if name in BUILT_IN:
             raise complain(f"patterns.{name}", "a definition of a built-in name", "another name")
+        if not isinstance(pattern, Pattern):
+            raise complain(f"patterns.{name}", shown(pattern), "a pattern")
         with rooted(f"patterns.{name}."):
-            pattern.check_grid(tile_grid)
+            pattern.check_grid(tiling.tile_grid)
 
 
 def _check_stages(plan: Plan) -> None:
@@ -190,6 +198,8 @@ def _check_provenance(provenance: object) -> None:
             raise complain("provenance", f"the key {shown(name)}", "strings as keys")
         try:
             _compact({name: value}).encode("utf-8")
+        except UnicodeEncodeError:
+            raise complain(f"provenance.{name!a}", "half of a surrogate pair", "text that UTF-8 can hold") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise complain(f"provenance.{name!a}", str(error), "JSON with finite numbers") from None
 

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 
-from svdit.plans.errors import complain
 from svdit.plans.patterns import Full, Skip
 from svdit.plans.schema import Plan
 from svdit.plans.tiles import TILE_ROWS, Tiling
@@ -48,11 +47,8 @@ class Tables:
 
 
 def tables_of(plan: Plan) -> Tables:
-    """Build the tables of a plan. Raises SvditError when a count does not fit the item encoding."""
+    """Build the tables of a plan."""
     tiling = plan.tiling()
-    if tiling.num_tiles > 1 << HEAD_SHIFT:
-        most = f"at most {1 << HEAD_SHIFT} tiles"
-        raise complain("tile", f"{tiling.num_tiles} tiles of {plan.tile}", most, "use a larger tile")
     ids = _pattern_ids(plan)
     shapes = [_Shape(tiling, tiling.mask(plan.pattern(name))) for name in ids]
     shapes[FULL].is_full, shapes[SKIP].is_skip = True, True

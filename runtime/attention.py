@@ -13,6 +13,7 @@ from svdit.plans.errors import complain
 from svdit.plans.schema import Plan
 from svdit.plans.tables import tables_of
 from svdit.plans.tiles import Tiling
+from svdit.trt_plugins import cuda_library, torch_op
 
 METHODS = ("auto", "op", "masked")
 
@@ -57,8 +58,6 @@ class OpAttention:
     """The op `svdit::sparse_attention`: only the kept keys are read."""
 
     def __init__(self, plan: Plan, device: str = "cpu") -> None:
-        from svdit.trt_plugins import torch_op
-
         torch_op.load()
         self.tables = tables_of(plan)
 
@@ -146,17 +145,16 @@ def masked_attention(
     return out.masked_fill(empty.transpose(1, 2)[..., None], 0.0)
 
 
-def plan_attention(plan: Plan, device: str = "cpu", method: str = "auto") -> OpAttention | MaskedAttention:
-    """The plan's attention by `method`: op, masked, or auto (op on the CPU and where a CUDA kernel is built)."""
+def plan_attention(
+    plan: Plan, device: str = "cpu", method: str = "auto", dtype: str = "float32"
+) -> OpAttention | MaskedAttention:
+    """The plan's attention by `method`: "op", "masked", or "auto".
+
+    auto is the op on the CPU, and on a GPU in half precision where the compiled kernel is found; otherwise masked.
+    """
     if method not in METHODS:
         raise complain("attention", repr(method), f"one of {', '.join(METHODS)}")
     if method == "auto":
-        method = "op" if torch.device(device).type == "cpu" or _has_cuda_kernel() else "masked"
+        kernel = dtype != "float32" and cuda_library.find() is not None
+        method = "op" if torch.device(device).type == "cpu" or kernel else "masked"
     return OpAttention(plan, device) if method == "op" else MaskedAttention(plan, device)
-
-
-def _has_cuda_kernel() -> bool:
-    from svdit.trt_plugins import torch_op
-
-    torch_op.load()
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("svdit::sparse_attention", "CUDA"))

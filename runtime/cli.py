@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 import numpy as np
 
+from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import complain
 from svdit.plans.files import write_atomic
-from svdit.runtime.commands import collect_prompts, json_option, prompt_options, reports_mistakes, write_json
+from svdit.runtime.prompt_options import collect_prompts, prompt_options
 
 FOLDER = click.Path(path_type=Path)
 BACKEND_HELP = "auto: onnxrt for portable and dense bundles, torch for plugin bundles."
@@ -66,7 +67,7 @@ def run(
 ) -> None:
     """Make videos from prompts with the bundle in DIR."""
     from svdit.plans.bundle import read_bundle
-    from svdit.runtime.compare import mean_density
+    from svdit.plans.flops import mean_density
     from svdit.runtime.pipeline import Request, run_bundle
     from svdit.runtime.runner import make_runner
     from svdit.runtime.video import check_target, contact_sheet, write_mp4, write_png
@@ -100,8 +101,7 @@ def run(
             for p, s, n in zip(request.prompts, request.seeds, names, strict=True)
         ],
     }
-    if json_file is not None:
-        write_json(json_file, figures)
+    write_json(json_file, figures)
     click.echo(f"{made.steps} steps, median {figures['latency_ms']:.0f} ms a step, {figures['total_ms'] / 1000:.1f} s")
     for name in names:
         click.echo(f"{name}  {name.with_suffix('.png')}")
@@ -183,8 +183,7 @@ def compare(
         from svdit.runtime.report import html_report
 
         write_atomic(report, html_report(found, bundle))
-    if json_file is not None:
-        write_json(json_file, figures)
+    write_json(json_file, figures)
     width = max(len(row[0]) for row in scores_table(found))
     for row in scores_table(found):
         click.echo(f"{row[0]:<{width}}  {row[1]:>10}  SSIM {row[2]}")

@@ -13,6 +13,7 @@ import torch
 from svdit.plans import registry
 from svdit.plans.bundle import Bundle, read_bundle
 from svdit.plans.errors import complain
+from svdit.plans.flops import flops_of, mean_density
 from svdit.plans.schema import Plan
 from svdit.runtime.denoise import Feed, run_all
 from svdit.runtime.metrics import max_abs_error, psnr, rel_l2_error, ssim
@@ -160,22 +161,6 @@ def make_pair(
     return make_runner(bundle, against, device=device if against == "torch" else "cpu", threads=threads), compared
 
 
-def flops_ratio(plan: Plan, density: float) -> float:
-    """FLOPs of the dense model over those at `density`: attention 4 N^2 H D, the rest 2 N * 12 * (H D)^2 a layer."""
-    geometry = plan.geometry
-    width = geometry.heads * geometry.head_dim
-    attention, rest = 4.0 * geometry.tokens * width, 24.0 * width**2
-    return (attention + rest) / (attention * density + rest)
-
-
-def mean_density(plan: Plan, steps: int) -> float:
-    """Kept share of query-key pairs, mean over the steps that are run, layers and heads."""
-    tiling = plan.tiling()
-    known = {name: tiling.density(tiling.mask(plan.pattern(name))) for name in ("full", "skip", *plan.patterns)}
-    stage = [float(np.mean([[known[name] for name in row] for row in s.layers])) for s in plan.stages]
-    return float(np.mean([stage[plan.stage_of(step, steps)] for step in range(steps)]))
-
-
 def compare(
     bundle: Bundle,
     request: Request,
@@ -226,7 +211,7 @@ def compare(
         rel_l2_error(first.latents, second.latents),
         max_abs_error(first.latents, second.latents),
         density,
-        flops_ratio(plan, density),
+        flops_of(plan, density).ratio,
         first,
         second,
     )

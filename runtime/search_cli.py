@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import SvditError, complain
 from svdit.plans.search import DEFAULT_EPS, DEFAULT_ERROR_SCALE, DEFAULT_LAM, NORMALISERS, Rule, rule_for_density
-from svdit.runtime.commands import collect_prompts, json_option, prompt_options, reports_mistakes, write_json
+from svdit.runtime.prompt_options import collect_prompts, prompt_options
 
 METHODS = ("sparse-vdit", "budget")
 FILE = click.Path(path_type=Path)
@@ -117,8 +118,7 @@ def main(context: click.Context, **options: object) -> None:
         "choice": plan.provenance["choice"],
         "plan": str(output),
     }
-    if options["json_file"] is not None:
-        write_json(options["json_file"], figures)  # type: ignore[arg-type]
+    write_json(options["json_file"], figures)  # type: ignore[arg-type]
     click.echo(
         f"{output}: {len(plan.stages)} stages, {len(plan.patterns)} patterns, density "
         f"{plan.provenance['density']:.4f} ({plan.provenance['choice']})"

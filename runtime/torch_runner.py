@@ -111,7 +111,9 @@ class TorchRunner(Runner):
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         attention = (
-            DenseAttention(self.tiling) if self.plan is None else plan_attention(self.plan, self.device, self.method)
+            DenseAttention(self.tiling)
+            if self.plan is None
+            else plan_attention(self.plan, self.device, self.method, self.dtype)
         )
         self._model = self.adapter.denoiser(
             self.checkpoint, self.tiling, attention, dtype=self.dtype, device=self.device

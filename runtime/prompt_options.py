@@ -1,34 +1,17 @@
-"""What the commands of this package share: exit codes, options, prompts, JSON files."""
+"""--prompt and --prompts, as the commands of this package share them."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from svdit.plans.errors import SvditError, complain
-from svdit.plans.files import read_text, write_atomic
+from svdit.plans.errors import complain
+from svdit.plans.files import read_text
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def reports_mistakes(command: F) -> F:
-    """A user's mistake is one message on stderr and exit code 2, without a trace."""
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except SvditError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2)
-
-    return guarded  # type: ignore[return-value]
 
 
 def prompt_options(command: F) -> F:
@@ -52,19 +35,3 @@ def collect_prompts(prompt: tuple[str, ...], prompts_file: Path | None) -> tuple
     if not found:
         raise complain(f"{prompts_file}", "no prompts", "one prompt a line")
     return (*prompt, *found)
-
-
-def json_option(command: F) -> F:
-    """--json FILE."""
-    return click.option(
-        "--json",
-        "json_file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Write the figures to FILE as JSON.",
-    )(command)
-
-
-def write_json(path: Path, figures: dict[str, object]) -> None:
-    """Write figures atomically, indented, keys in the given order."""
-    write_atomic(path, json.dumps(figures, indent=2, allow_nan=False) + "\n")

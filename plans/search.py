@@ -151,6 +151,7 @@ def rule_for_density(
 
 def plan_from(
     measured: Measurement,
+    *,
     model: str,
     geometry: Geometry,
     tile: tuple[int, int, int],

@@ -52,6 +52,7 @@ def _engine_options(command):
 @json_option
 @reports_mistakes
 def run(
+    *,
     bundle_dir: Path,
     prompt: tuple[str, ...],
     prompts_file: Path | None,
@@ -131,6 +132,7 @@ def run(
 @json_option
 @reports_mistakes
 def compare(
+    *,
     bundle_dir: Path,
     against: str,
     dense_dir: Path | None,

@@ -10,17 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from svdit.plans import registry
 from svdit.plans.bundle import Bundle, read_bundle
 from svdit.plans.errors import complain
 from svdit.plans.flops import flops_of, mean_density
 from svdit.plans.schema import Plan
 from svdit.runtime.denoise import Feed, run_all
 from svdit.runtime.metrics import max_abs_error, psnr, rel_l2_error, ssim
-from svdit.runtime.pipeline import Generated, Request, finish, prepare, stages_for
+from svdit.runtime.pipeline import Generated, Model, Request, finish, prepare, stages_for
 from svdit.runtime.polygraphy_bridge import OutputError, compare_outputs
 from svdit.runtime.runner import Runner, make_runner, resolve_backend
-from svdit.runtime.torch_runner import checkpoint_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Comparison:
             "rel_l2_error": _json(max(e.rel_l2_error for e in self.outputs)),
             "latents": {"max_abs_error": self.latents_max_abs, "rel_l2_error": _json(self.latents_rel_l2)},
             "density": self.density,
-            "flops_ratio": self.flops_ratio,
+            "flops_ratio": _json(self.flops_ratio),
             "latency_ms": float(np.median(self.compared.step_seconds) * 1000),
             "against_latency_ms": float(np.median(self.reference.step_seconds) * 1000),
             "speedup": self.speedup,
@@ -178,12 +176,10 @@ def compare(
     every stage and at the last step.
     """
     reference, compared = make_pair(bundle, backend, against, dense, device=device, threads=threads)
-    adapter = registry.adapter(bundle.manifest.model)
-    checkpoint = checkpoint_of(adapter, bundle.manifest.checkpoint)
-    tiling, plan = bundle.plan.tiling(), bundle.plan
+    model, plan = Model.of(bundle), bundle.plan
     feeds: dict[int, tuple[int, int, Feed]] = {}
     with reference, compared, torch.inference_mode():
-        runs = [prepare(r, adapter, checkpoint, tiling, request, stages_for(r, plan)) for r in (reference, compared)]
+        runs = [prepare(r, model, request, stages_for(r, plan)) for r in (reference, compared)]
         steps = int(runs[0].steps)
         of_step = [plan.stage_of(step, steps) for step in range(steps)]
         wanted = {of_step.index(stage) for stage in of_step} | {steps - 1}
@@ -192,11 +188,11 @@ def compare(
             if step in wanted and step not in feeds:
                 feeds[step] = (step, of_step[step], {name: array.copy() for name, array in feed.items()})
 
-        _warm_up(runs[0].runner, runs[1].runner, adapter, checkpoint, request, tiling, plan)
+        _warm_up((reference, compared), model, request, plan)
         runs[0].watch = watch
         run_all(runs, f"{reference.name} and {compared.name}", show)
         outputs = compare_outputs(reference, compared, [feeds[step] for step in sorted(feeds)])
-        first, second = (finish(run, adapter, checkpoint) for run in runs)
+        first, second = (finish(run, model) for run in runs)
     scores = [
         VideoScore(prompt, seed, psnr(a, b), ssim(a, b))
         for prompt, seed, a, b in zip(request.prompts, request.seeds, first.videos, second.videos, strict=True)
@@ -217,13 +213,11 @@ def compare(
     )
 
 
-def _warm_up(
-    reference: Runner, compared: Runner, adapter: object, checkpoint: Path, request: Request, tiling: object, plan: Plan
-) -> None:
+def _warm_up(runners: Sequence[Runner], model: Model, request: Request, plan: Plan) -> None:
     """One untimed step of each, so that first-call costs are in neither time."""
     short = Request(request.prompts[:1], request.seed, 1, request.guidance)
-    for runner in (reference, compared):
-        prepare(runner, adapter, checkpoint, tiling, short, stages_for(runner, plan)).step()  # type: ignore[arg-type]
+    for runner in runners:
+        prepare(runner, model, short, stages_for(runner, plan)).step()
 
 
 def scores_table(found: Comparison) -> Sequence[tuple[str, str, str]]:

@@ -65,46 +65,59 @@ class Generated:
         return np.array([record.seconds for record in self.records])
 
 
-def prepare(
-    runner: Runner,
-    adapter: Any,
-    checkpoint: Path,
-    tiling: Tiling,
-    request: Request,
-    stage_of: Callable[[int, int], int],
-) -> Denoising:
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model at hand: its adapter, the folder of its weights, and the order of its tokens."""
+
+    adapter: Any
+    checkpoint: Path
+    tiling: Tiling
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Model:
+        """The model of a bundle. Raises SvditError when its adapter or checkpoint is not there."""
+        adapter = registry.adapter(bundle.manifest.model)
+        return cls(adapter, checkpoint_of(adapter, bundle.manifest.checkpoint), bundle.plan.tiling())
+
+
+def prepare(runner: Runner, model: Model, request: Request, stage_of: Callable[[int, int], int]) -> Denoising:
     """A denoising run at its first step: text encoded, noise drawn, scheduler set."""
+    adapter, checkpoint = model.adapter, model.checkpoint
     sampling = adapter.sampling(checkpoint)
     with torch.inference_mode():
         text = adapter.encode_prompts(checkpoint, list(request.prompts)).float().cpu()
         uncond = adapter.encode_prompts(checkpoint, [""]).float().cpu()
     steps = sampling.steps if request.steps is None else request.steps
     guidance = sampling.guidance_scale if request.guidance is None else request.guidance
-    noise = noise_for(request.seeds, adapter.latent_shape(tiling.geometry, checkpoint))
+    noise = noise_for(request.seeds, adapter.latent_shape(model.tiling.geometry, checkpoint))
     return Denoising(runner, sampling.scheduler(), noise, text, uncond, steps, float(guidance), stage_of)
 
 
-def finish(run: Denoising, adapter: Any, checkpoint: Path) -> Generated:
+def finish(run: Denoising, model: Model) -> Generated:
     """Decode the latents of a finished run."""
     assert run.done
     with torch.inference_mode():
-        videos = np.asarray(adapter.decode(checkpoint, run.latents))
+        videos = np.asarray(model.adapter.decode(model.checkpoint, run.latents))
     return Generated(videos, run.latents.numpy(), tuple(run.records), int(run.steps), float(run.guidance))
 
 
 def stages_for(runner: Runner, plan: Plan) -> Callable[[int, int], int]:
     """The plan's stage function, or stage 0 for a runner that has only one (dense attention)."""
-    return plan.stage_of if runner.num_stages == len(plan.stages) else lambda step, steps: 0
+    return plan.stage_of if runner.num_stages == len(plan.stages) else dense_stage
+
+
+def dense_stage(step: int, steps: int) -> int:
+    """Stage 0 at every step: for what has only one."""
+    return 0
 
 
 def run_bundle(runner: Runner, bundle: Bundle, request: Request, *, show: bool = True) -> Generated:
     """Make videos with an active runner of a bundle."""
-    adapter = registry.adapter(bundle.manifest.model)
-    checkpoint = checkpoint_of(adapter, bundle.manifest.checkpoint)
-    run = prepare(runner, adapter, checkpoint, bundle.plan.tiling(), request, stages_for(runner, bundle.plan))
+    model = Model.of(bundle)
+    run = prepare(runner, model, request, stages_for(runner, bundle.plan))
     with torch.inference_mode():
         run_all([run], f"denoising on {runner.name}", show)
-    return finish(run, adapter, checkpoint)
+    return finish(run, model)
 
 
 def generate(
@@ -130,10 +143,10 @@ def generate(
     Without a plan, `tile` (default: the model's) only decides the order of tokens.
     """
     folder = checkpoint_of(adapter, checkpoint)
-    geometry = adapter.geometry(folder)
     if plan is not None:
-        plan.geometry.require_same(geometry, "plan: geometry", f"the checkpoint {folder.name}")
-    tiling = plan.tiling() if plan is not None else Tiling(geometry, tile or adapter.default_tile())
+        adapter.check_geometry(folder, plan.geometry)
+    tiling = plan.tiling() if plan is not None else Tiling(adapter.geometry(folder), tile or adapter.default_tile())
+    model = Model(adapter, folder, tiling)
     request = Request(tuple(prompts), seed, steps, guidance)
     with (
         TorchRunner(
@@ -141,7 +154,6 @@ def generate(
         ) as runner,
         torch.inference_mode(),
     ):
-        stage_of = plan.stage_of if plan is not None else (lambda step, steps: 0)
-        run = prepare(runner, adapter, folder, tiling, request, stage_of)
+        run = prepare(runner, model, request, dense_stage if plan is None else plan.stage_of)
         run_all([run], f"denoising on {runner.name}", show)
-        return finish(run, adapter, folder)
+        return finish(run, model)

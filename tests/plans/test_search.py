@@ -8,7 +8,7 @@ import pytest
 from svdit.plans.errors import SvditError
 from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, MultiDiagonal, Skip, Stripe
-from svdit.plans.schema import dumps, loads
+from svdit.plans.schema import Plan, dumps, loads
 from svdit.plans.search import (
     Measurement,
     Rule,
@@ -41,6 +41,11 @@ def measured(steps: int = 6, seed: int = 0) -> Measurement:
     return Measurement(("skip", "band", "place", "stripe"), patterns, error, power, 1 - density)
 
 
+def plan_of(data: Measurement, rule: Rule, max_stages: int, provenance: dict | None = None) -> Plan:
+    return plan_from(data, model="m", geometry=GEOMETRY, tile=TILE, rule=rule, max_stages=max_stages,
+                     provenance=provenance or {})
+
+
 def test_rule_by_hand():
     # Three modes with sparsity 1, .75 and .5; lam = .5: penalties 0, .125 and .25.
     error = np.array([[2.0, 0.3, 0.01], [0.1, 0.05, 0.0], [1.0, 0.875, 0.8], [9.0, 9.0, 9.0], [1.0, 2.0, 2.0]])
@@ -67,7 +72,7 @@ def test_relative_error_by_hand():
 @pytest.mark.parametrize("normaliser", ["layer", "head"])
 def test_plan_without_merging_is_the_rule_at_every_step(normaliser):
     data, rule = measured(), Rule(0.5, 0.6, 2.0, normaliser)
-    plan = plan_from(data, "m", GEOMETRY, TILE, rule, 6, {})
+    plan = plan_of(data, rule, 6)
     for step in range(6):
         stage = plan.stages[plan.stage_of(step, 6)]
         for layer in range(2):
@@ -81,7 +86,7 @@ def test_plan_without_merging_is_the_rule_at_every_step(normaliser):
 
 def test_plan_round_trips_and_records_its_errors():
     data, rule = measured(), Rule(0.5, 0.6, 2.0)
-    plan = plan_from(data, "m", GEOMETRY, TILE, rule, 2, {"prompts": ["a"], "seed": 3})
+    plan = plan_of(data, rule, 2, {"prompts": ["a"], "seed": 3})
     assert dumps(loads(dumps(plan))) == dumps(plan)
     assert plan.provenance["prompts"] == ["a"] and plan.provenance["method"] == "sparse-vdit"
     assert len(plan.stages) <= 2
@@ -99,7 +104,7 @@ def test_plan_round_trips_and_records_its_errors():
 
 def test_plan_density_is_that_of_its_masks():
     data = measured()
-    plan = plan_from(data, "m", GEOMETRY, TILE, Rule(0.5, 0.6, 2.0), 3, {})
+    plan = plan_of(data, Rule(0.5, 0.6, 2.0), 3)
     tiling = plan.tiling()
     per_step = [np.mean([[tiling.density(tiling.mask(plan.pattern(n))) for n in row]
                          for row in plan.stages[plan.stage_of(step, 6)].layers]) for step in range(6)]

@@ -11,7 +11,7 @@ from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Skip, Stripe
 from svdit.plans.tiles import Tiling
 from svdit.runtime import tile_errors
 from svdit.runtime.attention import masked_attention, text_bias
-from svdit.runtime.measure import gathered_attention
+from svdit.runtime.search_attention import gathered_attention
 from svdit.runtime.tile_errors import TileErrorMeter
 
 CASES = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from svdit.plans.errors import SvditError
 from svdit.trt_plugins import reference, torch_op
-from tests.cases import BY_NAME, CASES, Case, op_attributes, op_inputs
+from tests.cases import BY_NAME, CASES, Case, op_attributes, op_inputs, rounded
 from tests.reference import expected, expected_of
 from tests.tolerance import check_attention
 
@@ -46,6 +47,25 @@ def test_golden_case_in_16_bits(name, dtype):
     assert out.dtype == dtype
     truth = expected_of(case, *case.qkv(word))
     check_attention(out.float().numpy(), truth, word, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_16_bit_results_are_the_truth_rounded_once(dtype):
+    """Accumulation is float32, so nearly every element is the nearest 16-bit number to the truth."""
+    case, word = BY_NAME["tile-border-d128"], str(dtype).split(".")[-1]
+    truth = rounded(expected_of(case, *case.qkv(word)).astype(np.float32), word)
+    assert (call(case, dtype).float().numpy() != truth).mean() < 0.005
+
+
+def test_rows_listed_under_full_and_skip_are_not_read():
+    """Ids 0 and 1 mean full and skip whatever their lists say."""
+    case = BY_NAME["tile-border"]
+    tiles = len(case.tables.tile_offsets) - 1
+    lists = np.concatenate([np.zeros(2 * tiles, np.int32), case.tables.tile_index])
+    offsets = case.tables.row_offsets + 2 * tiles
+    offsets[:2] = np.arange(tiles + 1)[None, :] + np.array([[0], [tiles]])  # one key for each query tile
+    out = call(case, row_offsets=torch.from_numpy(offsets.astype(np.int32)), tile_index=torch.from_numpy(lists))
+    check_attention(out.numpy(), expected(case), "float32", case)
 
 
 @pytest.mark.parametrize("name", ["pattern-union", "text-after-5-len-3-0"])

@@ -1,9 +1,10 @@
 """Times of attention kernels on one GPU, side by side.
 
 Method: inputs are independent standard normal numbers (zeros would draw less power and clock higher), seed 0.
-Every implementation is warmed up twice; then rounds follow in which each implementation runs once, in
-an order that rotates from round to round, each call between its own pair of events; the median over rounds
-counts. The SM clock is read during every call. Caches are left as the previous call left them: K and V of
+Every implementation is warmed up twice; then rounds follow in which each implementation runs back to back for
+a given time, so that the clock settles to what the power limit allows it, in an order that rotates from round
+to round. Each call lies between its own pair of events; the median over all calls counts. The SM clock is read
+throughout and the board's energy at both ends. Caches are left as the previous call left them: K and V of
 one head alone exceed the L2 cache at these sizes. All implementations compute the same kept tiles; rates
 are operations of the mask (4 x kept token pairs x head size) over time.
 """
@@ -11,6 +12,7 @@ are operations of the mask (4 x kept token pairs x head size) over time.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,8 @@ class Timing:
     name: str
     milliseconds: list[float] = field(default_factory=list)
     clocks: list[int] = field(default_factory=list)
+    joules: float = 0.0
+    seconds: float = 0.0
     error: str = ""
 
     def to_json(self, case: BenchCase) -> dict:
@@ -39,9 +43,11 @@ class Timing:
         return {
             "implementation": self.name,
             "latency_ms": round(median, 4),
-            "latency_ms_all": [round(t, 4) for t in self.milliseconds],
+            "latency_ms_range": [round(min(self.milliseconds), 4), round(max(self.milliseconds), 4)],
+            "calls": len(self.milliseconds),
             "tflops": round(case.flop / median / 1e9, 1),
-            "sm_mhz": statistics.median(self.clocks) if self.clocks else None,
+            "sm_mhz": round(statistics.mean(self.clocks)) if self.clocks else None,
+            "watts": round(self.joules / self.seconds) if self.joules else None,
         }
 
 
@@ -161,9 +167,12 @@ PEERS: dict[str, Implementation] = {"fa4": flash_attention_4, "cudnn": cudnn, "f
 
 
 def time_case(
-    case: BenchCase, implementations: dict[str, Implementation], dtype: str, rounds: int
+    case: BenchCase, implementations: dict[str, Implementation], dtype: str, rounds: int, seconds: float
 ) -> list[Timing]:
-    """Interleaved timings of one case; an implementation that cannot run it says why in `error`."""
+    """Interleaved timings of one case; an implementation that cannot run it says why in `error`.
+
+    rounds: how often each has its turn; seconds: how long a turn lasts at least.
+    """
     import torch
 
     inputs = inputs_of(case, dtype)
@@ -178,32 +187,59 @@ def time_case(
         except Exception as error:  # a peer may fail in any way; the others still count
             timings[name].error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             calls.pop(name, None)
-    clock = _clock_reader()
+    board = _Board()
     names = list(calls)
     for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            calls[name]()
-            stop.record()
-            timings[name].clocks += clock()
-            stop.synchronize()
-            timings[name].milliseconds.append(start.elapsed_time(stop))
+            _take_turn(calls[name], timings[name], board, seconds)
     return list(timings.values())
 
 
-def _clock_reader() -> Callable[[], list[int]]:
-    """Reads the SM clock in MHz; an empty list where NVML is not to be had."""
-    try:
-        import pynvml
-        import torch
+def _take_turn(call: Callable[[], object], timing: Timing, board: _Board, seconds: float) -> None:
+    import torch
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-        pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-    except Exception:  # the package, the library or the right may be missing
-        return lambda: []
-    return lambda: [pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)]
+    energy, begin = board.joules(), time.perf_counter()
+    events = []
+    while not events or time.perf_counter() - begin < seconds:
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        stop.record()
+        events.append((start, stop))
+        if len(events) > 1:  # one call is always queued behind the running one
+            events[-2][1].synchronize()
+            timing.clocks += board.megahertz()
+    torch.cuda.synchronize()
+    timing.seconds += time.perf_counter() - begin
+    timing.joules += board.joules() - energy
+    timing.milliseconds += [start.elapsed_time(stop) for start, stop in events]
+
+
+class _Board:
+    """Clock and energy counter of the current GPU through NVML; nothing where NVML is not to be had."""
+
+    def __init__(self) -> None:
+        try:
+            import pynvml
+            import torch
+
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            self._handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+            self.megahertz()
+            self.joules()
+        except Exception:  # the package, the library, the right or the counter may be missing
+            self._nvml = None
+
+    def megahertz(self) -> list[int]:
+        if self._nvml is None:
+            return []
+        return [self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM)]
+
+    def joules(self) -> float:
+        if self._nvml is None:
+            return 0.0
+        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1000.0
 
 
 def gpu_description() -> dict[str, str]:

@@ -28,7 +28,8 @@ def main() -> None:
     help="Kernel library to time, with a name for the table; repeat to compare builds (default: the built one).",
 )
 @click.option("--dtype", default="bfloat16", show_default=True, metavar="TYPE", help="bfloat16 or float16.")
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Timed calls of each.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Turns of each.")
+@click.option("--seconds", default=0.5, show_default=True, type=float, help="Length of a turn, at least.")
 @click.option("--list", "list_cases", is_flag=True, help="Name the cases and stop.")
 @json_option
 @reports_mistakes
@@ -38,6 +39,7 @@ def attention(  # noqa: PLR0917 (options, by name)
     libraries: tuple[str, ...],
     dtype: str,
     rounds: int,
+    seconds: float,
     list_cases: bool,
     json_file: Path | None,
 ) -> None:
@@ -52,18 +54,18 @@ def attention(  # noqa: PLR0917 (options, by name)
         raise complain("--dtype", dtype, "bfloat16 or float16")
     for name in cases:
         bench_case(name)
-    report = {**gpu_description(), "dtype": dtype, "rounds": rounds, "cases": []}
+    report = {**gpu_description(), "dtype": dtype, "rounds": rounds, "seconds": seconds, "cases": []}
     click.echo(f"{report['gpu']}, torch {report['torch']}, {dtype}; TFLOP/s of kept pairs")
     for name in cases or TABLE:
         case = bench_case(name)
-        rows = [timing.to_json(case) for timing in time_case(case, implementations, dtype, rounds)]
+        rows = [timing.to_json(case) for timing in time_case(case, implementations, dtype, rounds, seconds)]
         for row in rows:
             if "error" in row:
                 click.echo(f"{name:14} {row['implementation']:14} {row['error']}")
             else:
                 click.echo(
                     f"{name:14} {row['implementation']:14} {row['latency_ms']:10.3f} ms {row['tflops']:7.1f} TFLOP/s "
-                    f"{row['sm_mhz'] or '?':>5} MHz"
+                    f"{row['sm_mhz'] or '?':>5} MHz {row['watts'] or '?':>4} W"
                 )
         sys.stdout.flush()
         report["cases"].append(

@@ -5,6 +5,7 @@ Only numbers, None, tensors and lists of these are kept: no pickled code in a st
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def save_scheduler(scheduler: Any) -> dict[str, np.ndarray]:
 
 def load_scheduler(scheduler: Any, stored: dict[str, np.ndarray]) -> None:
     """Put back what `save_scheduler` took from a scheduler with the same configuration and steps."""
-    for name in sorted(vars(scheduler)):
+    for name in sorted({re.split(r"[|\[]", key[len(PREFIX) :])[0] for key in stored if key.startswith(PREFIX)}):
         found, value = _nested(PREFIX + name, stored)
         if found:
             setattr(scheduler, name, value)

@@ -144,7 +144,10 @@ class TorchRunner(Runner):
 def torch_from_bundle(
     bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dense: bool = False, attention: str = "auto"
 ) -> TorchRunner:
-    """A torch runner with the bundle's plan and checkpoint; a dense bundle, or `dense`, gives dense attention."""
+    """A torch runner with the bundle's plan, checkpoint, precision and batch.
+
+    A dense bundle, or `dense`, gives dense attention.
+    """
     adapter = registry.adapter(bundle.manifest.model)
     checkpoint = checkpoint_of(adapter, bundle.manifest.checkpoint)
     dense = dense or bundle.manifest.variant == "dense"
@@ -157,4 +160,5 @@ def torch_from_bundle(
         dtype=DTYPE_OF[bundle.manifest.precision],
         attention=attention,
         threads=threads,
+        batch=bundle.manifest.batch,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def enumerated(loss: np.ndarray, max_stages: int) -> tuple[float, tuple[int, ...
             cuts = (0, *inner, steps)
             total = sum(float(sum(min(loss[a:b, i, h, m].sum() for m in range(loss.shape[3]))
                                   for i in range(loss.shape[1]) for h in range(loss.shape[2])))
-                        for a, b in zip(cuts, cuts[1:], strict=False))
+                        for a, b in pairwise(cuts))
             found.append((round(total, 9), count, cuts))
     total, _, cuts = min(found)
     return total, cuts
@@ -35,7 +35,7 @@ def test_merge_is_the_best_of_all_cuts(seed, max_stages):
     loss = random.random((7, 2, 3, 4))
     total, cuts = enumerated(loss, max_stages)
     segments = merge(loss, max_stages)
-    assert tuple(s.start for s in segments) + (segments[-1].stop,) == cuts
+    assert (*(s.start for s in segments), segments[-1].stop) == cuts
     assert sum(s.loss for s in segments) == pytest.approx(total, abs=1e-8)
     for s in segments:
         np.testing.assert_array_equal(s.choice, loss[s.start:s.stop].sum(0).argmin(-1))
@@ -75,7 +75,7 @@ def test_merge_refuses(loss, stages, message):
 @pytest.mark.parametrize("steps", [1, 3, 7, 25, 49, 50])
 def test_stages_are_read_back_at_the_steps_where_they_were_cut(steps):
     cuts = sorted({0, steps // 3, steps // 2, steps})
-    segments = [Segment(a, b, np.zeros((1, 1), int), 0.0) for a, b in zip(cuts, cuts[1:], strict=False)]
+    segments = [Segment(a, b, np.zeros((1, 1), int), 0.0) for a, b in pairwise(cuts)]
     names = [(("d",),)] * len(segments)
     plan = Plan("m", Geometry((1, 1, 1), 0, "none", 1, 1, 64), (1, 1, 1), {"d": Diagonal()},
                 stages_of(segments, steps, names), {})

@@ -32,3 +32,14 @@ def plan(adapter, checkpoint):
     stages = (Stage(0.3, (("full", "band"), ("band", "full"))), Stage(0.6, (("band", "both"), ("first", "skip"))),
               Stage(1.0, (("place", "band"), ("skip", "first"))))
     return Plan("tiny", adapter.geometry(checkpoint), TILE, patterns, stages, {"method": "template"})
+
+
+@pytest.fixture(scope="session")
+def bundles(checkpoint, plan, tmp_path_factory):
+    """Folders portable, portable-dense and plugin, exported from one checkpoint and plan."""
+    from svdit.exporter.export import export
+
+    folder = tmp_path_factory.mktemp("bundles")
+    for name, variant in (("portable", "portable"), ("portable-dense", "dense"), ("plugin", "plugin")):
+        export("tiny", plan, folder / name, checkpoint=checkpoint, variant=variant)
+    return folder

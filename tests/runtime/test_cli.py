@@ -1,0 +1,218 @@
+"""Commands: good ones write what they promise, bad ones exit with 2, say why, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from svdit.plans.schema import read_plan
+from svdit.runtime import cli, search_cli
+from svdit.runtime.search_cli import default_state
+from tests.runtime.conftest import PROMPTS
+
+PROMPT = ("--prompt", PROMPTS[0])
+
+
+def invoke(command, *arguments):
+    return CliRunner().invoke(command, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("command", [cli.run, cli.compare, search_cli.main])
+def test_help(command):
+    done = invoke(command, "--help")
+    assert done.exit_code == 0 and "--prompt" in done.output and "--json" in done.output
+
+
+def test_run_writes_videos_sheets_and_figures(bundles, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"# two\n\n{PROMPTS[1]}\n")
+    done = invoke(cli.run, bundles / "portable", *PROMPT, "--prompts", tmp_path / "prompts.txt", "--steps", 3, "--seed", 4,
+                  "-o", tmp_path / "v.mp4", "--json", tmp_path / "v.json")
+    assert done.exit_code == 0, done.output
+    data = json.loads((tmp_path / "v.json").read_text())
+    assert data["backend"] == "onnxrt" and data["steps"] == 3 and data["stages"] == [0, 1, 2] and len(data["step_ms"]) == 3
+    assert [(v["prompt"], v["seed"]) for v in data["videos"]] == [(PROMPTS[0], 4), (PROMPTS[1], 5)]
+    assert {f.name for f in tmp_path.iterdir()} == {"prompts.txt", "v.json", "v-0.mp4", "v-0.png", "v-1.mp4", "v-1.png"}
+    assert Image.open(tmp_path / "v-0.png").size[0] > 4 * 96
+    assert (tmp_path / "v-0.mp4").stat().st_size > 1000
+
+
+def test_run_of_one_prompt_uses_the_name_as_it_is(bundles, tmp_path):
+    done = invoke(cli.run, bundles / "plugin", *PROMPT, "--steps", 1, "-o", tmp_path / "v.mp4", "--backend", "torch")
+    assert done.exit_code == 0, done.output
+    assert {f.name for f in tmp_path.iterdir()} == {"v.mp4", "v.png"}
+
+
+def test_search_writes_a_plan_and_chooses_again(checkpoint, tmp_path):
+    plan, again = tmp_path / "p.plan.json", tmp_path / "q.plan.json"
+    done = invoke(search_cli.main, "--model", "tiny", "--checkpoint", checkpoint, *PROMPT, "--steps", 3, "--tile", "1,2,3",
+                  "-o", plan, "--json", tmp_path / "f.json")
+    assert done.exit_code == 0, done.output
+    assert default_state(plan).name == "p.search.npz"
+    assert {f.name for f in tmp_path.iterdir()} == {"p.plan.json", "p.search.npz", "f.json"}
+    found, figures = read_plan(plan), json.loads((tmp_path / "f.json").read_text())
+    assert found.provenance["prompts"] == [PROMPTS[0]] and found.provenance["method"] == "sparse-vdit"
+    assert figures["density"] == found.provenance["density"] and figures["stages"] == len(found.stages)
+    done = invoke(search_cli.main, "--from-state", tmp_path / "p.search.npz", "--density", 0.3, "--max-stages", 1, "-o", again)
+    assert done.exit_code == 0, done.output
+    assert read_plan(again).provenance["density"] <= 0.3 and len(read_plan(again).stages) == 1
+    assert read_plan(again).provenance["choice"] == "open loop"
+
+
+def edited(bundle, name, edit):
+    def change(folder):
+        path = folder / name
+        path.write_text(edit(path.read_text()))
+
+    return bundle, change
+
+
+def manifest(bundle, **changes):
+    def edit(text):
+        return json.dumps({**json.loads(text), **changes})
+
+    return edited(bundle, "manifest.json", edit)
+
+
+BROKEN_BUNDLES = {
+    "no manifest": (("portable", lambda f: (f / "manifest.json").unlink()), "manifest.json: got no such file"),
+    "manifest not JSON": (edited("portable", "manifest.json", lambda t: t[:50]), "manifest.json"),
+    "manifest of another format": (manifest("portable", format="onnx"), r'format: got "onnx"; expected .*svdit-bundle'),
+    "manifest version 2": (manifest("portable", version=2), r"version: got 2; expected 1"),
+    "manifest without inputs": (edited("portable", "manifest.json", lambda t: json.dumps(
+        {k: v for k, v in json.loads(t).items() if k != "inputs"})), r"\$\.inputs: got nothing"),
+    "unknown key": (manifest("portable", colour="red"), r"\$\.colour: got an unknown key"),
+    "unknown variant": (manifest("portable", variant="fast"), "variant"),
+    "unknown model": (manifest("portable", model="huge"), r"\$\.model: got"),
+    "no checkpoint": (manifest("plugin", checkpoint="/no/such/folder"), "checkpoint: got /no/such/folder; expected an existing"),
+    "plan edited": (edited("portable", "plan.json", lambda t: t.replace("template", "by hand")), "plan.json: sha256: got"),
+    "plan gone": (("portable", lambda f: (f / "plan.json").unlink()), "plan.json: got no such file"),
+    "graph gone": (("portable", lambda f: (f / "dit.stage1.onnx").unlink()), "dit.stage1.onnx: got no such file"),
+    "graph edited": (("portable", lambda f: (f / "dit.stage0.onnx").write_bytes(b"x")), "dit.stage0.onnx: sha256: got"),
+    "weights gone": (("portable", lambda f: next(f.glob("*.safetensors")).unlink()), "safetensors: got"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_BUNDLES)
+def test_broken_bundles(bundles, tmp_path, case):
+    (source, change), message = BROKEN_BUNDLES[case]
+    folder, out = tmp_path / "bundle", tmp_path / "out"
+    shutil.copytree(bundles / source, folder, symlinks=True)
+    out.mkdir()
+    change(folder)
+    for command, extra in ((cli.run, ("-o", out / "v.mp4")), (cli.compare, ("--report", out / "r.html"))):
+        done = invoke(command, folder, *PROMPT, "--steps", 1, *extra, "--json", out / "f.json")
+        assert done.exit_code == 2, done.output
+        assert re.search(message, done.stderr), done.stderr
+        assert list(out.iterdir()) == []
+
+
+def test_a_graph_that_onnxruntime_refuses(bundles, tmp_path):
+    """Hashes are right, the file is not ONNX."""
+    from svdit.plans.bundle import sha256_of
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundles / "portable-dense", folder, symlinks=True)
+    (folder / "dit.onnx").write_bytes(b"not a graph")
+    data = json.loads((folder / "manifest.json").read_text())
+    data["graphs"][0]["sha256"] = sha256_of(folder / "dit.onnx")
+    (folder / "manifest.json").write_text(json.dumps(data))
+    done = invoke(cli.run, folder, *PROMPT, "-o", tmp_path / "v.mp4")
+    assert done.exit_code == 2 and "dit.onnx: got ONNX Runtime:" in done.stderr
+    assert not (tmp_path / "v.mp4").exists()
+
+
+BAD_RUNS = {
+    "no bundle": (("none", *PROMPT), "none: got no folder; expected a bundle folder"),
+    "no prompt": (("{portable}",), "prompts: got none; expected at least one prompt; pass --prompt TEXT"),
+    "empty prompt": (("{portable}", "--prompt", " "), r"prompts\[0\]: got ' '; expected text"),
+    "unknown word": (("{portable}", "--prompt", "red elephant moving right"), "elephant"),
+    "no prompts file": (("{portable}", "--prompts", "none.txt"), "none.txt: got no such file"),
+    "prompts file empty": (("{portable}", "--prompts", "empty.txt"), "empty.txt: got no prompts"),
+    "unknown backend": (("{portable}", *PROMPT, "--backend", "onnx"), "backend: got 'onnx'; expected one of auto, tensorrt"),
+    "tensorrt": (("{portable}", *PROMPT, "--backend", "tensorrt"), "backend: got 'tensorrt'; expected onnxrt or torch"),
+    "onnxrt-cuda": (("{portable}", *PROMPT, "--backend", "onnxrt-cuda"), "backend: got 'onnxrt-cuda'"),
+    "onnxrt on a plugin": (("{plugin}", *PROMPT, "--backend", "onnxrt"), "variant: got 'plugin'; expected 'portable'"),
+    "device for onnxrt": (("{portable}", *PROMPT, "--device", "cuda"), "device: got 'cuda'; expected 'cpu'"),
+    "no such device": (("{plugin}", *PROMPT, "--device", "abacus"), "device: got 'abacus'; expected cpu, cuda or cuda:N"),
+    "no steps": (("{portable}", *PROMPT, "--steps", "0"), "steps: got 0; expected an integer >= 1"),
+    "steps not a number": (("{portable}", *PROMPT, "--steps", "few"), "'few' is not a valid integer"),
+    "negative seed": (("{portable}", *PROMPT, "--seed", "-1"), "seed: got -1"),
+    "guidance": (("{portable}", *PROMPT, "--guidance", "nan"), "guidance: got nan"),
+    "threads": (("{portable}", *PROMPT, "--threads", "0"), "0 is not in the range"),
+    "fps": (("{portable}", *PROMPT, "--fps", "0"), "0 is not in the range"),
+    "no such option": (("{portable}", *PROMPT, "--sed", "1"), "No such option"),
+    "output suffix": (("{portable}", *PROMPT, "-o", "v.gif"), r"--output: got v.gif; expected a file name that ends in \.mp4"),
+    "output folder": (("{portable}", *PROMPT, "-o", "none/v.mp4"), "--output: got none/v.mp4; expected an existing folder"),
+    "json folder": (("{portable}", *PROMPT, "--json", "none/f.json"), "--json: got none/f.json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_bad_runs(bundles, tmp_path, monkeypatch, case):
+    arguments, message = BAD_RUNS[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    done = invoke(cli.run, *(a.format(portable=bundles / "portable", plugin=bundles / "plugin") for a in arguments))
+    assert done.exit_code == 2, done.output
+    assert re.search(message, done.stderr), done.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["empty.txt"]
+
+
+GOOD_SEARCH = {"--model": "tiny", "--checkpoint": "{checkpoint}", "--prompt": PROMPTS[0], "--steps": "1", "-o": "p.plan.json"}
+BAD_SEARCHES = {
+    "no model": ({"--model": None}, "--model: got nothing; expected one of tiny"),
+    "unknown model": ({"--model": "sora"}, "model: got 'sora'; expected one of"),
+    "no checkpoint": ({"--checkpoint": "none"}, "checkpoint: got none; expected an existing folder"),
+    "empty checkpoint": ({"--checkpoint": "."}, r"checkpoint"),
+    "budget": ({"--method": "budget"}, "--method: got 'budget'; expected 'sparse-vdit'"),
+    "unknown method": ({"--method": "svg"}, "--method: got 'svg'"),
+    "no prompt": ({"--prompt": None}, "prompts: got none"),
+    "lam": ({"--lam": "-1"}, "lam: got -1.0; expected a finite number >= 0"),
+    "eps": ({"--eps": "nan"}, "eps: got nan"),
+    "error scale": ({"--error-scale": "inf"}, "error_scale: got inf"),
+    "normaliser": ({"--normaliser": "none"}, "normaliser: got 'none'; expected layer or head"),
+    "max stages": ({"--max-stages": "0"}, "max_stages: got 0"),
+    "tile words": ({"--tile": "big"}, "--tile: got 'big'; expected three integers such as 1,8,16"),
+    "tile of two": ({"--tile": "8,16"}, "tile"),
+    "tile too large": ({"--tile": "16,16,16"}, "tile: got 16 x 16 x 16"),
+    "candidates gone": ({"--candidates": "none.json"}, "none.json: got no such file"),
+    "candidates broken": ({"--candidates": "broken.json"}, r'broken.json: \$\.a\.kind: got "spiral"'),
+    "query tiles": ({"--query-tiles": "9999"}, "query_tiles: got 9999"),
+    "device": ({"--device": "abacus"}, "device: got 'abacus'"),
+    "dtype": ({"--dtype": "float8"}, "dtype: got 'float8'"),
+    "steps": ({"--steps": "0"}, "steps: got 0"),
+    "output suffix": ({"-o": "p.yaml"}, "--output: got p.yaml; expected a file name that ends in .json"),
+    "output folder": ({"-o": "none/p.plan.json"}, "--output: got none/p.plan.json; expected an existing folder"),
+    "broken state": ({"--state": "broken.json"}, "broken.json: got an unreadable file"),
+    "state and settings": ({"--from-state": "broken.json"}, r"--from-state: got also --model, --checkpoint, --prompt"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SEARCHES)
+def test_bad_searches(checkpoint, tmp_path, monkeypatch, case):
+    changes, message = BAD_SEARCHES[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text('{"a": {"kind": "spiral"}}')
+    options = {name: value for name, value in {**GOOD_SEARCH, **changes}.items() if value is not None}
+    done = invoke(search_cli.main, *(part.format(checkpoint=checkpoint) for pair in options.items() for part in pair))
+    assert done.exit_code == 2, done.output
+    assert re.search(message, done.stderr), done.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["broken.json"]
+
+
+def test_density_that_no_candidate_reaches(checkpoint, tmp_path):
+    (tmp_path / "c.json").write_text('{"band": {"kind": "diagonal", "frames": 1}}')
+    state = tmp_path / "s.search.npz"
+    common = ("--model", "tiny", "--checkpoint", checkpoint, *PROMPT, "--steps", "1", "--candidates", tmp_path / "c.json",
+              "--tile", "1,2,3", "--state", state)
+    done = invoke(search_cli.main, *common, "--density", "0.01", "-o", tmp_path / "p.plan.json")
+    assert done.exit_code == 2 and "--density: got 0.01; expected at least" in done.stderr
+    assert not (tmp_path / "p.plan.json").exists()
+    with np.load(state) as stored:
+        assert "error" in stored.files

@@ -1,0 +1,178 @@
+"""The search: what it measures, that it can be interrupted, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from svdit.plans.errors import SvditError
+from svdit.plans.schema import dumps
+from svdit.plans.search import Rule
+from svdit.runtime import measure
+from svdit.runtime.measure import plan_of, search
+from svdit.runtime.pipeline import Model, Request, generate, prepare
+from svdit.runtime.search_state import read_state
+from svdit.runtime.torch_runner import TorchRunner
+from tests.runtime.conftest import PROMPTS, TILE
+
+RULE = Rule(0.5, 0.4, 10.0)
+SPECS = {"skip": {"kind": "skip"}, "band": {"kind": "diagonal", "frames": 0}, "wide": {"kind": "diagonal", "frames": 1},
+         "place": {"kind": "multi_diagonal", "rows": 0, "cols": 0}, "top": {"kind": "stripe", "columns": {"top": 4}}}
+
+
+def run(adapter, checkpoint, **changes):
+    given = {"steps": 4, "tile": TILE, "rule": RULE, "candidates": SPECS, "max_stages": 2, "show": False, **changes}
+    return search(adapter, checkpoint, given.pop("prompts", PROMPTS), **given)
+
+
+@pytest.fixture(scope="module")
+def found(adapter, checkpoint):
+    return run(adapter, checkpoint)
+
+
+def attention_inputs(adapter, checkpoint, tiling):
+    """q, k, v of every layer at the first step, recorded under dense attention; rows of all prompts."""
+    calls = []
+
+    def record(q, k, v, layer, stage, text_len):
+        calls.append((q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    model = Model(adapter, checkpoint, tiling)
+    with TorchRunner(adapter, checkpoint, tiling, None) as runner, torch.inference_mode():
+        runner.model.attention = record
+        prepare(runner, model, Request(PROMPTS, 0, 4), measure.dense_stage).step()
+    return calls
+
+
+def test_first_layer_errors_against_float64(adapter, checkpoint, found):
+    """Nothing precedes step 0, layer 0, so its errors can be computed from dense q, k, v alone."""
+    tiling, data = found.plan.tiling(), found.measurement
+    q, k, v = (x.double().numpy() for x in attention_inputs(adapter, checkpoint, tiling)[0])
+    scores = np.einsum("bnhd,bmhd->bhnm", q, k) / 8.0
+
+    def attend(mask):
+        keep = mask.repeat(tiling.sizes, 0).repeat(tiling.sizes, 1)
+        weights = np.where(keep, np.exp(scores - scores.max(-1, keepdims=True)), 0.0)
+        total = weights.sum(-1, keepdims=True)
+        return np.einsum("bhnm,bmhd->bnhd", np.divide(weights, total, out=np.zeros_like(weights), where=total > 0), v)
+
+    full = attend(np.ones((tiling.num_tiles,) * 2, dtype=bool))
+    np.testing.assert_allclose(data.power[0, 0], np.square(full).mean((0, 1, 3)), rtol=1e-4)
+    for mode in range(len(SPECS)):
+        for head in range(2):
+            mask = tiling.mask(data.pattern(mode, 0, head))
+            error = np.square(attend(mask) - full)[:, :, head].mean()
+            assert data.error[0, 0, head, mode] == pytest.approx(error, rel=1e-3)
+            assert data.sparsity[0, head, mode] == pytest.approx(1 - tiling.density(mask))
+
+
+def test_choices_are_fed_forward(adapter, checkpoint):
+    """With one sparse candidate that is always taken, the trajectory is that of the plan that uses it everywhere."""
+    taken = run(adapter, checkpoint, candidates={"band": SPECS["band"]}, rule=Rule(0.0, 1e9, 1.0))
+    plan = taken.plan
+    assert {name for stage in plan.stages for row in stage.layers for name in row} == {"band"}
+    video = generate(adapter, checkpoint, PROMPTS, plan=plan, steps=4)
+    np.testing.assert_allclose(taken.state.latents, video.latents, rtol=0, atol=2e-4)
+    never = run(adapter, checkpoint, candidates={"band": SPECS["band"]}, rule=Rule(0.5, 0.0, 1.0))
+    assert never.plan.patterns == {} and never.plan.provenance["density"] == 1.0
+    dense = generate(adapter, checkpoint, PROMPTS, steps=4)
+    np.testing.assert_allclose(never.state.latents, dense.latents, rtol=0, atol=2e-4)
+
+
+def test_search_is_deterministic(adapter, checkpoint, found):
+    assert dumps(run(adapter, checkpoint).plan) == dumps(found.plan)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_search_goes_on_to_the_same_plan(adapter, checkpoint, found, tmp_path, monkeypatch, after):
+    state, write, count = tmp_path / "s.search.npz", measure.write_state, []
+
+    def failing(path, now):
+        write(path, now)
+        count.append(now.done)
+        if len(count) == after:
+            raise Interrupted
+
+    monkeypatch.setattr(measure, "write_state", failing)
+    with pytest.raises(Interrupted):
+        run(adapter, checkpoint, state=state)
+    assert read_state(state).done == after
+    with pytest.raises(SvditError, match=rf"search state: got {after} of 4 steps measured; expected a finished search"):
+        plan_of(read_state(state), RULE, 2)
+    monkeypatch.setattr(measure, "write_state", lambda path, now: (write(path, now), count.append(now.done)))
+    again = run(adapter, checkpoint, state=state)
+    assert dumps(again.plan) == dumps(found.plan)
+    assert count == [1, 2, 3, 4], "no step is measured twice"
+    assert [f.name for f in tmp_path.iterdir()] == ["s.search.npz"]
+
+
+def test_choosing_again_from_the_state(adapter, checkpoint, found, tmp_path):
+    state = tmp_path / "s.search.npz"
+    run(adapter, checkpoint, state=state)
+    stored = read_state(state)
+    assert dumps(plan_of(stored, RULE, 2)) == dumps(found.plan)
+    other = plan_of(stored, Rule(0.5, 0.3, 10.0), 2)
+    assert other.provenance["choice"] == "open loop" and found.plan.provenance["choice"] == "closed loop"
+    assert other.provenance["measured_with"]["eps"] == 0.4
+    assert other.provenance["density"] >= found.plan.provenance["density"]
+
+
+def test_sampling_query_tiles_changes_errors_only_a_little(adapter, checkpoint, found):
+    sampled = run(adapter, checkpoint, query_tiles=6).measurement
+    ratio = sampled.error[0, 0, :, 1:] / found.measurement.error[0, 0, :, 1:]
+    assert not np.array_equal(sampled.error, found.measurement.error)
+    assert np.abs(np.log(ratio)).max() < np.log(3)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"steps": 5}, "steps: got 4; expected 5 as asked for now; use the same settings, name another --state, or delete"),
+    ({"prompts": PROMPTS[:1]}, "prompts: got"),
+    ({"rule": Rule(0.5, 0.3, 10.0)}, "rule: got"),
+    ({"tile": (1, 2, 3)}, "tile: got|candidates: got"),
+    ({"seed": 1}, "seed: got 0; expected 1"),
+    ({"query_tiles": 3}, "query_tiles: got null; expected 3"),
+])
+def test_a_state_of_another_search_is_refused(adapter, checkpoint, tmp_path_factory, change, message):
+    state = tmp_path_factory.getbasetemp() / "refused.search.npz"
+    if not state.exists():
+        run(adapter, checkpoint, state=state)
+    with pytest.raises(SvditError, match=message):
+        run(adapter, checkpoint, state=state, **change)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "an unreadable file"), (b"not a zip file", "an unreadable file"), ({"head": "{}"}, "another kind of file"),
+    ({"head": '{"format": "svdit-search-state", "version": 9}'}, "version: got 9; expected 1"),
+    ({"head": '{"format": "svdit-search-state", "version": 1}'}, "a state without 'patterns'"),
+    ({"other": ""}, "an unreadable file"),
+])
+def test_a_broken_state_is_refused(tmp_path, content, message):
+    path = tmp_path / "s.search.npz"
+    if isinstance(content, dict):
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: np.frombuffer(text.encode(), np.uint8) for name, text in content.items()})
+        content = buffer.getvalue()
+    path.write_bytes(content)
+    with pytest.raises(SvditError, match=message):
+        read_state(path)
+    with pytest.raises(SvditError, match="no file"):
+        read_state(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"max_stages": 0}, "max_stages: got 0"), ({"query_tiles": 0}, "query_tiles: got 0; expected an integer from 1 to"),
+    ({"steps": 0}, "steps: got 0"), ({"prompts": []}, "prompts: got none"), ({"dtype": "int4"}, "dtype: got 'int4'"),
+    ({"device": "gpu"}, "device: got 'gpu'"), ({"candidates": {}}, "candidates: got {}"),
+    ({"tile": (16, 16, 16)}, "tile: got 16 x 16 x 16"), ({"prompts": ["purple square"]}, "purple"),
+])
+def test_search_refuses(adapter, checkpoint, change, message):
+    with pytest.raises(SvditError, match=message):
+        run(adapter, checkpoint, **change)

@@ -20,7 +20,7 @@ FULL, SKIP = 0, 1
 HEAD_SHIFT = 16
 """A work item is (head << HEAD_SHIFT) | query tile."""
 NO_WORK = -1
-TAIL_SHARE = 0.03
+TAIL_PERCENT = 3
 """Part of a layer's work, at its end, that is sorted longest item first to even out the finish."""
 
 
@@ -151,7 +151,7 @@ def _work_order(shapes: list[_Shape], head_pattern: np.ndarray, num_tiles: int) 
     order, work = np.concatenate(items), np.concatenate(pairs)
 
     left = np.cumsum(work[:num_busy][::-1])[::-1]  # work from each item to the end
-    tail = int(np.searchsorted(-left, -TAIL_SHARE * left[0])) if num_busy else 0
+    tail = int((100 * left > TAIL_PERCENT * left[:1]).sum())
     longest_first = np.argsort(-work[tail:num_busy], kind="stable")
     order[tail:num_busy] = order[tail:num_busy][longest_first]
 

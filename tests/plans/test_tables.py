@@ -120,6 +120,34 @@ def test_work_order_is_heavy_first_grouped_and_longest_last(plan_and_tables):
             assert len(runs) == len(set(runs)), "query tiles with equal lists are adjacent"
 
 
+def order_by_the_rule(data, tables, heads):
+    """Work items of one row, step by step as docs/op.md lists the order."""
+    tokens, tiles = int(tables.tile_offsets[-1]), len(tables.tile_offsets) - 1
+    of_head = {}
+    for h, p in enumerate(heads):
+        if p == 0:
+            queries = list(range(-(-tokens // 128)))
+        else:
+            lists = [str(keys) for keys in lists_of(tables, p)]
+            queries = sorted(range(tiles), key=lambda q, lists=lists: (lists.index(lists[q]), q))
+        of_head[h] = [((h << 16) | q, 0 if p == 1 else pairs_of(data, tables, p, q)) for q in queries]
+    ordered = sorted(of_head, key=lambda h: (heads[h] == 1, -sum(w for _, w in of_head[h]), heads[h], h))
+    busy = [item for h in ordered if heads[h] != 1 for item in of_head[h]]
+    total = sum(w for _, w in busy)
+    cut = len(busy)
+    while cut and sum(w for _, w in busy[cut - 1 :]) * 100 <= 3 * total:
+        cut -= 1
+    busy[cut:] = sorted(busy[cut:], key=lambda item: -item[1])
+    items = [x for x, _ in busy] + [x for h in ordered if heads[h] == 1 for x, _ in of_head[h]]
+    return items + [-1] * (len(heads) * tiles - len(items))
+
+
+def test_work_order_follows_the_rule_exactly(plan_and_tables):
+    data, tables = plan_and_tables
+    for heads, order in rows_of(tables):
+        assert order.tolist() == order_by_the_rule(data, tables, heads)
+
+
 def plan_of(patterns, rows, grid=(4, 6, 6)):
     geometry = Geometry(grid, 0, "none", 1, len(rows), 64)
     return Plan("test", geometry, (1, 8, 16), patterns, (Stage(1.0, (tuple(rows),)),))

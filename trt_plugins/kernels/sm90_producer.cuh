@@ -14,7 +14,8 @@ struct Sm90Params {
   WorkTables tables;
   void *output;
   int *counter;
-  float scale_log2;
+  float scale_log2;          // scale * log2(e)
+  float inverse_scale_log2;  // and its inverse
 };
 
 template <typename Config>

@@ -69,6 +69,7 @@ svdit_status launch(const LaunchRequest &request, Report &report) {
   params.output = request.tensors.o;
   params.counter = static_cast<int *>(request.workspace);
   params.scale_log2 = problem.scale * 1.4426950408889634f;
+  params.inverse_scale_log2 = 1.0f / params.scale_log2;
 
   const auto kernel = sm90_sparse_attention<Config>;
   constexpr uint32_t kShared = shared_bytes<Config>();

@@ -23,6 +23,7 @@ class Sm90Consumer {
     const uint32_t query = shared_ + Config::kQuery + warpgroup_ * 64 * 128;
     query_low_ = sm90::descriptor_low(query, 16);
     softmax_.to_log2 = params.scale_log2;
+    softmax_.from_log2 = params.inverse_scale_log2;
     softmax_.start();
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) output_[i] = 0.0f;
@@ -161,18 +162,29 @@ class Sm90Consumer {
       softmax_.start();
     }
     const bool rescale = softmax(block_);
+    sm90::hold(scores_);
+    if (opens_item) {
+      finish_products<kPrevious>();
+      finish_item(finished);
+    } else {
+      finish_products<kPrevious>();
+      if (rescale) {
+#pragma unroll
+        for (int i = 0; i < kHeadDim / 2; ++i) output_[i] *= softmax_.rescale[i / 2 % 2];
+      }
+    }
+    convert();
+    return (block_ & kBlockIsStop) == 0;
+  }
+
+  // Waits for O. Called on both sides of a branch: a wait in the same basic block as the exponentials would be
+  // scheduled in front of them, and they would no longer overlap with the products.
+  template <int kPrevious>
+  __device__ __forceinline__ void finish_products() {
     sm90::mma_wait<0>();
     sm90::hold(scores_);
     sm90::hold(output_);
     arrive(control_.values_empty[kPrevious]);
-    if (opens_item) {
-      finish_item(finished);
-    } else if (rescale) {
-#pragma unroll
-      for (int i = 0; i < kHeadDim / 2; ++i) output_[i] *= softmax_.rescale[i / 2 % 2];
-    }
-    convert();
-    return (block_ & kBlockIsStop) == 0;
   }
 
   __device__ __forceinline__ void finish_item(const float (&sum)[2]) {

@@ -33,22 +33,36 @@ __device__ __forceinline__ void mask_columns(float (&scores)[64], int columns) {
   }
 }
 
-// The scale of a row may lag behind the true maximum by this many powers of two before it is renewed. The
-// result does not depend on it beyond rounding: 2^8 fits every type that holds probabilities.
+// The maximum that a row is scaled by may lag behind the true one, which saves rescaling the output. It is
+// renewed for all rows of a warp as soon as one row's new score would weigh more than 2^kMaxLag, or more than
+// kMaxShare of that row's sum so far. The second bound keeps the rounding of a standard softmax, in which the
+// largest weight is exactly 1: a score that matters is never left with a weight that rounds.
 constexpr float kMaxLag = 8.0f;
+constexpr float kMaxShare = 1.0f / 16.0f;
 
 struct Softmax {
-  float max[2];     // the reference maximum of raw scores
-  float sum[2];     // of this thread's columns alone
-  float rescale[2]; // what the output accumulated so far must be multiplied by
-  float to_log2;    // scale * log2(e), positive
+  float max[2];      // the reference maximum of raw scores
+  float limit[2];    // scores up to here do not renew it
+  float sum[2];      // of this thread's columns alone
+  float rescale[2];  // what the output accumulated so far must be multiplied by
+  float to_log2;     // scale * log2(e), positive
+  float from_log2;
 
   __device__ __forceinline__ void start() {
-    max[0] = max[1] = -INFINITY;
+    max[0] = max[1] = limit[0] = limit[1] = -INFINITY;
     sum[0] = sum[1] = 0.0f;
   }
 
-  // Scores to probabilities in place. Returns whether rescale differs from 1 for some row of the warp.
+  __device__ __forceinline__ void renew(int row, float top) {
+    const float renewed = fmaxf(max[row], top);
+    rescale[row] = exp2_fast((max[row] - renewed) * to_log2);
+    max[row] = renewed;
+    sum[row] *= rescale[row];
+    // a row is shared by four threads; this one's sum stands for a quarter
+    limit[row] = renewed + fminf(fmaxf(__log2f(sum[row] * (4.0f * kMaxShare)), 0.0f), kMaxLag) * from_log2;
+  }
+
+  // Scores to probabilities in place. Returns whether the output must be multiplied by rescale.
   __device__ __forceinline__ bool update(float (&scores)[64]) {
     float block_max[2][2];
 #pragma unroll
@@ -62,19 +76,14 @@ struct Softmax {
     }
     const float top0 = quad_max(fmaxf(block_max[0][0], block_max[0][1]));
     const float top1 = quad_max(fmaxf(block_max[1][0], block_max[1][1]));
-    bool renew = true;
-#ifndef SVDIT_ALWAYS_RESCALE
-    renew = __any_sync(kAllLanes, (top0 - max[0]) * to_log2 > kMaxLag || (top1 - max[1]) * to_log2 > kMaxLag);
+#ifdef SVDIT_ALWAYS_RESCALE
+    const bool renewed = true;
+#else
+    const bool renewed = __any_sync(kAllLanes, top0 > limit[0] || top1 > limit[1]);
 #endif
-    if (renew) {
-      const float new0 = fmaxf(max[0], top0);
-      const float new1 = fmaxf(max[1], top1);
-      rescale[0] = exp2_fast((max[0] - new0) * to_log2);
-      rescale[1] = exp2_fast((max[1] - new1) * to_log2);
-      max[0] = new0;
-      max[1] = new1;
-      sum[0] *= rescale[0];
-      sum[1] *= rescale[1];
+    if (renewed) {
+      renew(0, top0);
+      renew(1, top1);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -91,7 +100,7 @@ struct Softmax {
       }
       sum[r] = partial[0] + partial[1];
     }
-    return renew;
+    return renewed;
   }
 };
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from svdit.plans.fields import integer
+from svdit.plans.patterns import Full
 from svdit.plans.schema import BUILT_IN, Plan
 
 MATRIX_WEIGHTS = {"hunyuan": 12.0, "cogvideox1.5": 12.0, "wan2.1": 11.4, "tiny": 14.0}
@@ -37,7 +38,8 @@ class Flops:
 def pattern_density(plan: Plan) -> dict[str, float]:
     """Density of every pattern of the plan, "full" and "skip" included."""
     tiling = plan.tiling()
-    return {name: tiling.density(tiling.mask(plan.pattern(name))) for name in (*BUILT_IN, *plan.patterns)}
+    known = {name: tiling.density(tiling.mask(pattern)) for name, pattern in plan.patterns.items()}
+    return {**{name: float(isinstance(pattern, Full)) for name, pattern in BUILT_IN.items()}, **known}
 
 
 def layer_density(plan: Plan) -> np.ndarray:

@@ -117,8 +117,7 @@ class _Shape:
     @cached_property
     def items(self) -> tuple[np.ndarray, np.ndarray]:
         """(query tiles in launch order, kept token pairs of each)."""
-        sizes = self.tiling.sizes.astype(np.int64)
-        tokens = int(sizes.sum())
+        tokens = self.tiling.geometry.tokens
         if self.is_full:
             starts = np.arange(0, tokens, TILE_ROWS)
             return np.arange(len(starts)), np.minimum(TILE_ROWS, tokens - starts) * tokens
@@ -126,8 +125,7 @@ class _Shape:
         for q, row in enumerate(np.packbits(self.mask, axis=1)):
             groups.setdefault(row.tobytes(), []).append(q)
         order = np.array([q for group in groups.values() for q in group])
-        pairs = sizes * (self.mask @ sizes)
-        return order, pairs[order]
+        return order, self.tiling.kept_pairs(self.mask)[order]
 
     @cached_property
     def work(self) -> int:

@@ -88,5 +88,11 @@ class Tiling:
 
     def density(self, mask: np.ndarray) -> float:
         """Kept query-key token pairs of a bool [nT, nT] mask, as a part of N * N."""
-        sizes = self.sizes.astype(np.float64)
-        return float(sizes @ (mask @ sizes)) / self.geometry.tokens**2
+        return float(self.kept_pairs(mask).sum()) / self.geometry.tokens**2
+
+    def kept_pairs(self, mask: np.ndarray) -> np.ndarray:
+        """int64 [nT]: kept query-key token pairs of each query tile of a bool [nT, nT] mask."""
+        sizes = self.sizes.astype(np.float64)  # exact: a row keeps at most N < 2**31 keys
+        blocks = np.array_split(mask, -(-len(mask) // 1024))  # the product makes a float64 copy of the mask
+        keys = np.concatenate([block @ sizes for block in blocks])
+        return keys.astype(np.int64) * self.sizes

@@ -30,10 +30,18 @@ TILE = (1, 2, 2)
 def measured(steps: int = 6, seed: int = 0) -> Measurement:
     """Errors that fall with density and differ between heads, layers and steps."""
     tiling = Tiling(GEOMETRY, TILE)
-    patterns = (Skip(), Diagonal(), MultiDiagonal(rows=0, cols=0),
-                tuple(tuple(Stripe(columns=[[4 * h, 4 * h + 2]]) for h in range(3)) for _ in range(2)))
-    density = np.array([[[tiling.density(tiling.mask(p[i][h] if isinstance(p, tuple) else p)) for p in patterns]
-                         for h in range(3)] for i in range(2)])
+    patterns = (
+        Skip(),
+        Diagonal(),
+        MultiDiagonal(rows=0, cols=0),
+        tuple(tuple(Stripe(columns=[[4 * h, 4 * h + 2]]) for h in range(3)) for _ in range(2)),
+    )
+    density = np.array(
+        [
+            [[tiling.density(tiling.mask(p[i][h] if isinstance(p, tuple) else p)) for p in patterns] for h in range(3)]
+            for i in range(2)
+        ]
+    )
     random = np.random.default_rng(seed)
     power = random.random((steps, 2, 3)) + 0.5
     error = random.random((steps, 2, 3, 4)) ** 3 * (1 - density) * power[..., None]
@@ -42,16 +50,21 @@ def measured(steps: int = 6, seed: int = 0) -> Measurement:
 
 
 def plan_of(data: Measurement, rule: Rule, max_stages: int, provenance: dict | None = None) -> Plan:
-    return plan_from(data, model="m", geometry=GEOMETRY, tile=TILE, rule=rule, max_stages=max_stages,
-                     provenance=provenance or {})
+    return plan_from(
+        data, model="m", geometry=GEOMETRY, tile=TILE, rule=rule, max_stages=max_stages, provenance=provenance or {}
+    )
 
 
 def test_rule_by_hand():
     # Three modes with sparsity 1, .75 and .5; lam = .5: penalties 0, .125 and .25.
     error = np.array([[2.0, 0.3, 0.01], [0.1, 0.05, 0.0], [1.0, 0.875, 0.8], [9.0, 9.0, 9.0], [1.0, 2.0, 2.0]])
     loss = losses(error, np.array([1.0, 0.75, 0.5]), 0.5)
-    np.testing.assert_allclose(loss, [[2.0, 0.425, 0.26], [0.1, 0.175, 0.25], [1.0, 1.0, 1.05], [9.0, 9.125, 9.25],
-                                      [1.0, 2.125, 2.25]], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        loss,
+        [[2.0, 0.425, 0.26], [0.1, 0.175, 0.25], [1.0, 1.0, 1.05], [9.0, 9.125, 9.25], [1.0, 2.125, 2.25]],
+        rtol=0,
+        atol=1e-12,
+    )
     # smallest loss; ties to the first mode; full (3) only where every loss exceeds eps; equal to eps is not more.
     assert choose(loss, 1.0).tolist() == [2, 0, 0, 3, 0]
     assert choose(loss, 0.2).tolist() == [3, 0, 3, 3, 3]
@@ -78,9 +91,13 @@ def test_plan_without_merging_is_the_rule_at_every_step(normaliser):
         for layer in range(2):
             for head in range(3):
                 scale = data.power[step, layer].mean() if normaliser == "layer" else data.power[step, layer, head]
-                best, name = min((2.0 * data.error[step, layer, head, m] / scale
-                                  + 0.5 * (1 - data.sparsity[layer, head, m]), data.name(m, layer, head))
-                                 for m in range(4))
+                best, name = min(
+                    (
+                        2.0 * data.error[step, layer, head, m] / scale + 0.5 * (1 - data.sparsity[layer, head, m]),
+                        data.name(m, layer, head),
+                    )
+                    for m in range(4)
+                )
                 assert stage.layers[layer][head] == ("full" if best > 0.6 else name)
 
 
@@ -92,8 +109,9 @@ def test_plan_round_trips_and_records_its_errors():
     assert len(plan.stages) <= 2
     assert set(plan.patterns) == {n for s in plan.stages for row in s.layers for n in row} - {"full", "skip"}
     relative = relative_error(data.error, data.power)
-    for (start, stop), stage, errors in zip(plan.provenance["stage_steps"], plan.stages,
-                                            plan.provenance["relative_errors"], strict=True):
+    for (start, stop), stage, errors in zip(
+        plan.provenance["stage_steps"], plan.stages, plan.provenance["relative_errors"], strict=True
+    ):
         for layer in range(2):
             for head in range(3):
                 name = stage.layers[layer][head]
@@ -106,8 +124,15 @@ def test_plan_density_is_that_of_its_masks():
     data = measured()
     plan = plan_of(data, Rule(0.5, 0.6, 2.0), 3)
     tiling = plan.tiling()
-    per_step = [np.mean([[tiling.density(tiling.mask(plan.pattern(n))) for n in row]
-                         for row in plan.stages[plan.stage_of(step, 6)].layers]) for step in range(6)]
+    per_step = [
+        np.mean(
+            [
+                [tiling.density(tiling.mask(plan.pattern(n))) for n in row]
+                for row in plan.stages[plan.stage_of(step, 6)].layers
+            ]
+        )
+        for step in range(6)
+    ]
     assert plan.provenance["density"] == pytest.approx(np.mean(per_step), abs=1e-6)
 
 
@@ -147,12 +172,15 @@ def test_rule_for_density_minimises_error_for_its_density():
     assert table[np.arange(6), grid].sum(1)[densities <= density + 1e-12].min() == pytest.approx(error, rel=1e-9)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"lam": -1.0}, "lam: got -1.0; expected a finite number >= 0"),
-    ({"eps": float("nan")}, "eps: got nan"),
-    ({"error_scale": float("inf")}, "error_scale: got inf"),
-    ({"normaliser": "tokens"}, "normaliser: got 'tokens'; expected layer or head"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lam": -1.0}, "lam: got -1.0; expected a finite number >= 0"),
+        ({"eps": float("nan")}, "eps: got nan"),
+        ({"error_scale": float("inf")}, "error_scale: got inf"),
+        ({"normaliser": "tokens"}, "normaliser: got 'tokens'; expected layer or head"),
+    ],
+)
 def test_rule_refuses(arguments, message):
     with pytest.raises(SvditError, match=message):
         Rule(**arguments)

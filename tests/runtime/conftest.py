@@ -27,10 +27,17 @@ def adapter():
 @pytest.fixture(scope="session")
 def plan(adapter, checkpoint):
     """Three stages; every kind of pattern; a layer in which nothing is full; one with a skipped head."""
-    patterns = {"band": Diagonal(frames=1), "place": MultiDiagonal(rows=0, cols=0),
-                "both": Union((Diagonal(), MultiDiagonal(rows=1, cols=0))), "first": Stripe(columns=[[0, 6]])}
-    stages = (Stage(0.3, (("full", "band"), ("band", "full"))), Stage(0.6, (("band", "both"), ("first", "skip"))),
-              Stage(1.0, (("place", "band"), ("skip", "first"))))
+    patterns = {
+        "band": Diagonal(frames=1),
+        "place": MultiDiagonal(rows=0, cols=0),
+        "both": Union((Diagonal(), MultiDiagonal(rows=1, cols=0))),
+        "first": Stripe(columns=[[0, 6]]),
+    }
+    stages = (
+        Stage(0.3, (("full", "band"), ("band", "full"))),
+        Stage(0.6, (("band", "both"), ("first", "skip"))),
+        Stage(1.0, (("place", "band"), ("skip", "first"))),
+    )
     return Plan("tiny", adapter.geometry(checkpoint), TILE, patterns, stages, {"method": "template"})
 
 

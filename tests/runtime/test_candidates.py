@@ -24,8 +24,16 @@ TILING = Tiling(Geometry((4, 4, 6), 0, "none", 1, 1, 64), (1, 2, 3))
 """4 frames of 2 x 2 tiles."""
 
 
-@pytest.mark.parametrize(("grid", "tile"), [((1, 1, 1), (1, 1, 1)), ((4, 6, 6), (1, 2, 3)), ((16, 24, 24), (1, 8, 16)),
-                                            ((33, 45, 80), (1, 8, 16)), ((3, 2, 1), (1, 2, 1))])
+@pytest.mark.parametrize(
+    ("grid", "tile"),
+    [
+        ((1, 1, 1), (1, 1, 1)),
+        ((4, 6, 6), (1, 2, 3)),
+        ((16, 24, 24), (1, 8, 16)),
+        ((33, 45, 80), (1, 8, 16)),
+        ((3, 2, 1), (1, 2, 1)),
+    ],
+)
 def test_ladder_fits_any_grid(grid, tile):
     tiling = Tiling(Geometry(grid, 0, "none", 1, 1, 64), tile)
     specs = default_candidates(tiling)
@@ -45,8 +53,9 @@ def test_columns_take_what_other_frames_look_at():
     assert found == Stripe(columns=[[0, 1], [5, 6]], frames=0)
     # with a band of one frame, tile 5 is seen by frames 3 only, tile 0 by frames 2 and 3
     assert resolve({"kind": "stripe", "columns": {"top": 1}, "frames": 1}, TILING, mass) == Stripe([[5, 6]], 1)
-    inside = resolve({"kind": "union", "members": [{"kind": "diagonal"}, {"kind": "stripe", "columns": {"top": 1}}]},
-                     TILING, mass)
+    inside = resolve(
+        {"kind": "union", "members": [{"kind": "diagonal"}, {"kind": "stripe", "columns": {"top": 1}}]}, TILING, mass
+    )
     assert isinstance(inside, Union) and inside.members[1] == Stripe([[5, 6]], 0)
 
 
@@ -63,29 +72,44 @@ def test_pairs_take_the_heaviest_and_one_a_row():
 
 
 def test_file_is_read(tmp_path):
-    specs = {"skip": {"kind": "skip"}, "a": {"kind": "diagonal", "frames": 1}, "b": {"kind": "stripe", "columns": {"top": 3}}}
+    specs = {
+        "skip": {"kind": "skip"},
+        "a": {"kind": "diagonal", "frames": 1},
+        "b": {"kind": "stripe", "columns": {"top": 3}},
+    }
     (tmp_path / "c.json").write_text(json.dumps(specs))
     assert read_candidates(tmp_path / "c.json", TILING) == specs
 
 
-@pytest.mark.parametrize(("obj", "message"), [
-    ({}, "candidates: got {}; expected an object of candidate patterns by name, at least one"),
-    ([], r"candidates: got \[\]"),
-    ({"a": {"kind": "circle"}}, r'candidates: \$\.a\.kind: got "circle"; expected one of full, skip'),
-    ({"a": {"kind": "diagonal", "frame": 1}}, r"\$\.a\.frame: got an unknown key"),
-    ({"a": {"kind": "full"}}, r'\$\.a: got "full"; expected a sparse pattern'),
-    ({"a": {"kind": "skip"}}, 'expected the name "skip" for the kind skip'),
-    ({"skip": {"kind": "diagonal"}}, "skip: got kind 'diagonal'; expected the name"),
-    ({"a b": {"kind": "diagonal"}}, "the name"),
-    ({"a": {"kind": "stripe", "columns": {"top": 0}}}, r"\$\.a\.columns\.top: got 0; expected an integer from 1 to 16"),
-    ({"a": {"kind": "stripe", "columns": {"top": 17}}}, r"\$\.a\.columns\.top: got 17"),
-    ({"a": {"kind": "stripe", "columns": {"best": 1}}}, r"\$\.a\.columns\.best: got an unknown key"),
-    ({"a": {"kind": "stripe", "columns": [[0, 17]]}}, r"patterns\.a.*columns"),
-    ({"a": {"kind": "tiles", "rows": {"top": 1.0}}}, r"\$\.a\.rows\.top: got 1.0; expected a number above 0 and below 1"),
-    ({"a": {"kind": "union", "members": [{"kind": "stripe", "columns": {"top": 99}}]}},
-     r"\$\.a\.members\[0\]\.columns\.top: got 99"),
-    ({"a": 3}, r"\$\.a: got 3; expected an object with a"),
-])
+@pytest.mark.parametrize(
+    ("obj", "message"),
+    [
+        ({}, "candidates: got {}; expected an object of candidate patterns by name, at least one"),
+        ([], r"candidates: got \[\]"),
+        ({"a": {"kind": "circle"}}, r'candidates: \$\.a\.kind: got "circle"; expected one of full, skip'),
+        ({"a": {"kind": "diagonal", "frame": 1}}, r"\$\.a\.frame: got an unknown key"),
+        ({"a": {"kind": "full"}}, r'\$\.a: got "full"; expected a sparse pattern'),
+        ({"a": {"kind": "skip"}}, 'expected the name "skip" for the kind skip'),
+        ({"skip": {"kind": "diagonal"}}, "skip: got kind 'diagonal'; expected the name"),
+        ({"a b": {"kind": "diagonal"}}, "the name"),
+        (
+            {"a": {"kind": "stripe", "columns": {"top": 0}}},
+            r"\$\.a\.columns\.top: got 0; expected an integer from 1 to 16",
+        ),
+        ({"a": {"kind": "stripe", "columns": {"top": 17}}}, r"\$\.a\.columns\.top: got 17"),
+        ({"a": {"kind": "stripe", "columns": {"best": 1}}}, r"\$\.a\.columns\.best: got an unknown key"),
+        ({"a": {"kind": "stripe", "columns": [[0, 17]]}}, r"patterns\.a.*columns"),
+        (
+            {"a": {"kind": "tiles", "rows": {"top": 1.0}}},
+            r"\$\.a\.rows\.top: got 1.0; expected a number above 0 and below 1",
+        ),
+        (
+            {"a": {"kind": "union", "members": [{"kind": "stripe", "columns": {"top": 99}}]}},
+            r"\$\.a\.members\[0\]\.columns\.top: got 99",
+        ),
+        ({"a": 3}, r"\$\.a: got 3; expected an object with a"),
+    ],
+)
 def test_mistakes_are_named(obj, message):
     with pytest.raises(SvditError, match=message):
         check_candidates(obj, TILING)

@@ -31,11 +31,26 @@ def test_help(command):
 
 def test_run_writes_videos_sheets_and_figures(bundles, tmp_path):
     (tmp_path / "prompts.txt").write_text(f"# two\n\n{PROMPTS[1]}\n")
-    done = invoke(cli.run, bundles / "portable", *PROMPT, "--prompts", tmp_path / "prompts.txt", "--steps", 3, "--seed", 4,
-                  "-o", tmp_path / "v.mp4", "--json", tmp_path / "v.json")
+    done = invoke(
+        cli.run,
+        bundles / "portable",
+        *PROMPT,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--steps",
+        3,
+        "--seed",
+        4,
+        "-o",
+        tmp_path / "v.mp4",
+        "--json",
+        tmp_path / "v.json",
+    )
     assert done.exit_code == 0, done.output
     data = json.loads((tmp_path / "v.json").read_text())
-    assert data["backend"] == "onnxrt" and data["steps"] == 3 and data["stages"] == [0, 1, 2] and len(data["step_ms"]) == 3
+    assert (
+        data["backend"] == "onnxrt" and data["steps"] == 3 and data["stages"] == [0, 1, 2] and len(data["step_ms"]) == 3
+    )
     assert [(v["prompt"], v["seed"]) for v in data["videos"]] == [(PROMPTS[0], 4), (PROMPTS[1], 5)]
     assert {f.name for f in tmp_path.iterdir()} == {"prompts.txt", "v.json", "v-0.mp4", "v-0.png", "v-1.mp4", "v-1.png"}
     assert Image.open(tmp_path / "v-0.png").size[0] > 4 * 96
@@ -50,15 +65,31 @@ def test_run_of_one_prompt_uses_the_name_as_it_is(bundles, tmp_path):
 
 def test_search_writes_a_plan_and_chooses_again(checkpoint, tmp_path):
     plan, again = tmp_path / "p.plan.json", tmp_path / "q.plan.json"
-    done = invoke(search_cli.main, "--model", "tiny", "--checkpoint", checkpoint, *PROMPT, "--steps", 3, "--tile", "1,2,3",
-                  "-o", plan, "--json", tmp_path / "f.json")
+    done = invoke(
+        search_cli.main,
+        "--model",
+        "tiny",
+        "--checkpoint",
+        checkpoint,
+        *PROMPT,
+        "--steps",
+        3,
+        "--tile",
+        "1,2,3",
+        "-o",
+        plan,
+        "--json",
+        tmp_path / "f.json",
+    )
     assert done.exit_code == 0, done.output
     assert default_state(plan).name == "p.search.npz"
     assert {f.name for f in tmp_path.iterdir()} == {"p.plan.json", "p.search.npz", "f.json"}
     found, figures = read_plan(plan), json.loads((tmp_path / "f.json").read_text())
     assert found.provenance["prompts"] == [PROMPTS[0]] and found.provenance["method"] == "sparse-vdit"
     assert figures["density"] == found.provenance["density"] and figures["stages"] == len(found.stages)
-    done = invoke(search_cli.main, "--from-state", tmp_path / "p.search.npz", "--density", 0.3, "--max-stages", 1, "-o", again)
+    done = invoke(
+        search_cli.main, "--from-state", tmp_path / "p.search.npz", "--density", 0.3, "--max-stages", 1, "-o", again
+    )
     assert done.exit_code == 0, done.output
     assert read_plan(again).provenance["density"] <= 0.3 and len(read_plan(again).stages) == 1
     assert read_plan(again).provenance["choice"] == "open loop"
@@ -84,13 +115,23 @@ BROKEN_BUNDLES = {
     "manifest not JSON": (edited("portable", "manifest.json", lambda t: t[:50]), "manifest.json"),
     "manifest of another format": (manifest("portable", format="onnx"), r'format: got "onnx"; expected .*svdit-bundle'),
     "manifest version 2": (manifest("portable", version=2), r"version: got 2; expected 1"),
-    "manifest without inputs": (edited("portable", "manifest.json", lambda t: json.dumps(
-        {k: v for k, v in json.loads(t).items() if k != "inputs"})), r"\$\.inputs: got nothing"),
+    "manifest without inputs": (
+        edited(
+            "portable", "manifest.json", lambda t: json.dumps({k: v for k, v in json.loads(t).items() if k != "inputs"})
+        ),
+        r"\$\.inputs: got nothing",
+    ),
     "unknown key": (manifest("portable", colour="red"), r"\$\.colour: got an unknown key"),
     "unknown variant": (manifest("portable", variant="fast"), "variant"),
     "unknown model": (manifest("portable", model="huge"), r"\$\.model: got"),
-    "no checkpoint": (manifest("plugin", checkpoint="/no/such/folder"), "checkpoint: got /no/such/folder; expected an existing"),
-    "plan edited": (edited("portable", "plan.json", lambda t: t.replace("template", "by hand")), "plan.json: sha256: got"),
+    "no checkpoint": (
+        manifest("plugin", checkpoint="/no/such/folder"),
+        "checkpoint: got /no/such/folder; expected an existing",
+    ),
+    "plan edited": (
+        edited("portable", "plan.json", lambda t: t.replace("template", "by hand")),
+        "plan.json: sha256: got",
+    ),
     "plan gone": (("portable", lambda f: (f / "plan.json").unlink()), "plan.json: got no such file"),
     "graph gone": (("portable", lambda f: (f / "dit.stage1.onnx").unlink()), "dit.stage1.onnx: got no such file"),
     "graph edited": (("portable", lambda f: (f / "dit.stage0.onnx").write_bytes(b"x")), "dit.stage0.onnx: sha256: got"),
@@ -134,12 +175,18 @@ BAD_RUNS = {
     "unknown word": (("{portable}", "--prompt", "red elephant moving right"), "elephant"),
     "no prompts file": (("{portable}", "--prompts", "none.txt"), "none.txt: got no such file"),
     "prompts file empty": (("{portable}", "--prompts", "empty.txt"), "empty.txt: got no prompts"),
-    "unknown backend": (("{portable}", *PROMPT, "--backend", "onnx"), "backend: got 'onnx'; expected one of auto, tensorrt"),
+    "unknown backend": (
+        ("{portable}", *PROMPT, "--backend", "onnx"),
+        "backend: got 'onnx'; expected one of auto, tensorrt",
+    ),
     "tensorrt": (("{portable}", *PROMPT, "--backend", "tensorrt"), "backend: got 'tensorrt'; expected onnxrt or torch"),
     "onnxrt-cuda": (("{portable}", *PROMPT, "--backend", "onnxrt-cuda"), "backend: got 'onnxrt-cuda'"),
     "onnxrt on a plugin": (("{plugin}", *PROMPT, "--backend", "onnxrt"), "variant: got 'plugin'; expected 'portable'"),
     "device for onnxrt": (("{portable}", *PROMPT, "--device", "cuda"), "device: got 'cuda'; expected 'cpu'"),
-    "no such device": (("{plugin}", *PROMPT, "--device", "abacus"), "device: got 'abacus'; expected cpu, cuda or cuda:N"),
+    "no such device": (
+        ("{plugin}", *PROMPT, "--device", "abacus"),
+        "device: got 'abacus'; expected cpu, cuda or cuda:N",
+    ),
     "no steps": (("{portable}", *PROMPT, "--steps", "0"), "steps: got 0; expected an integer >= 1"),
     "steps not a number": (("{portable}", *PROMPT, "--steps", "few"), "'few' is not a valid integer"),
     "negative seed": (("{portable}", *PROMPT, "--seed", "-1"), "seed: got -1"),
@@ -147,8 +194,14 @@ BAD_RUNS = {
     "threads": (("{portable}", *PROMPT, "--threads", "0"), "0 is not in the range"),
     "fps": (("{portable}", *PROMPT, "--fps", "0"), "0 is not in the range"),
     "no such option": (("{portable}", *PROMPT, "--sed", "1"), "No such option"),
-    "output suffix": (("{portable}", *PROMPT, "-o", "v.gif"), r"--output: got v.gif; expected a file name that ends in \.mp4"),
-    "output folder": (("{portable}", *PROMPT, "-o", "none/v.mp4"), "--output: got none/v.mp4; expected an existing folder"),
+    "output suffix": (
+        ("{portable}", *PROMPT, "-o", "v.gif"),
+        r"--output: got v.gif; expected a file name that ends in \.mp4",
+    ),
+    "output folder": (
+        ("{portable}", *PROMPT, "-o", "none/v.mp4"),
+        "--output: got none/v.mp4; expected an existing folder",
+    ),
     "json folder": (("{portable}", *PROMPT, "--json", "none/f.json"), "--json: got none/f.json"),
 }
 
@@ -164,7 +217,13 @@ def test_bad_runs(bundles, tmp_path, monkeypatch, case):
     assert [f.name for f in tmp_path.iterdir()] == ["empty.txt"]
 
 
-GOOD_SEARCH = {"--model": "tiny", "--checkpoint": "{checkpoint}", "--prompt": PROMPTS[0], "--steps": "1", "-o": "p.plan.json"}
+GOOD_SEARCH = {
+    "--model": "tiny",
+    "--checkpoint": "{checkpoint}",
+    "--prompt": PROMPTS[0],
+    "--steps": "1",
+    "-o": "p.plan.json",
+}
 BAD_SEARCHES = {
     "no model": ({"--model": None}, "--model: got nothing; expected one of tiny"),
     "unknown model": ({"--model": "sora"}, "model: got 'sora'; expected one of"),
@@ -209,8 +268,21 @@ def test_bad_searches(checkpoint, tmp_path, monkeypatch, case):
 def test_density_that_no_candidate_reaches(checkpoint, tmp_path):
     (tmp_path / "c.json").write_text('{"band": {"kind": "diagonal", "frames": 1}}')
     state = tmp_path / "s.search.npz"
-    common = ("--model", "tiny", "--checkpoint", checkpoint, *PROMPT, "--steps", "1", "--candidates", tmp_path / "c.json",
-              "--tile", "1,2,3", "--state", state)
+    common = (
+        "--model",
+        "tiny",
+        "--checkpoint",
+        checkpoint,
+        *PROMPT,
+        "--steps",
+        "1",
+        "--candidates",
+        tmp_path / "c.json",
+        "--tile",
+        "1,2,3",
+        "--state",
+        state,
+    )
     done = invoke(search_cli.main, *common, "--density", "0.01", "-o", tmp_path / "p.plan.json")
     assert done.exit_code == 2 and "--density: got 0.01; expected at least" in done.stderr
     assert not (tmp_path / "p.plan.json").exists()

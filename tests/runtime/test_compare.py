@@ -43,14 +43,18 @@ def test_videos_are_those_of_single_runs(bundles, plan, against_dense):
     figures = against_dense.figures()
     assert figures["psnr"] == pytest.approx(np.mean([s.psnr for s in against_dense.scores]))
     assert figures["density"] == pytest.approx(mean_density(plan, STEPS)) and 0 < figures["density"] < 1
-    assert figures["speedup"] == pytest.approx(sum(figures["step_ms"]["reference"]) / sum(figures["step_ms"]["compared"]),
-                                               rel=1e-2)
+    assert figures["speedup"] == pytest.approx(
+        sum(figures["step_ms"]["reference"]) / sum(figures["step_ms"]["compared"]), rel=1e-2
+    )
 
 
 def test_single_outputs_are_compared_once_a_stage_and_at_the_end(against_dense):
     # 4 steps in stages until .3, .6, 1: 0, 0, 1, 2
     assert [(e.output, e.step, e.stage) for e in against_dense.outputs] == [
-        ("noise_pred", 0, 0), ("noise_pred", 2, 1), ("noise_pred", 3, 2)]
+        ("noise_pred", 0, 0),
+        ("noise_pred", 2, 1),
+        ("noise_pred", 3, 2),
+    ]
     assert all(1e-4 < e.rel_l2_error < 1 and e.max_abs_error > 0 for e in against_dense.outputs)
 
 
@@ -70,13 +74,36 @@ def test_torch_needs_no_dense_bundle(bundles):
 
 def test_command_writes_figures_and_report(bundles, tmp_path):
     figures, report = tmp_path / "c.json", tmp_path / "c.html"
-    command = [str(bundles / "portable"), "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--seed", "3", "--steps", "4",
-               "--json", str(figures), "--report", str(report)]
+    command = [
+        str(bundles / "portable"),
+        "--prompt",
+        PROMPTS[0],
+        "--prompt",
+        PROMPTS[1],
+        "--seed",
+        "3",
+        "--steps",
+        "4",
+        "--json",
+        str(figures),
+        "--report",
+        str(report),
+    ]
     done = CliRunner().invoke(cli.compare, [*command, "--min-psnr", "5"])
     assert done.exit_code == 0, done.output
     data = json.loads(figures.read_text())
-    assert {"psnr", "ssim", "max_abs_error", "rel_l2_error", "density", "flops_ratio", "latency_ms", "speedup", "steps",
-            "backend"} <= set(data)
+    assert {
+        "psnr",
+        "ssim",
+        "max_abs_error",
+        "rel_l2_error",
+        "density",
+        "flops_ratio",
+        "latency_ms",
+        "speedup",
+        "steps",
+        "backend",
+    } <= set(data)
     assert data["steps"] == 4 and data["backend"] == "onnxrt" and data["against"] == "dense"
     page = report.read_text()
     assert page.count("data:image/png;base64,") == 4 and f"{data['psnr']:.2f} dB" in page and PROMPTS[1] in page
@@ -86,8 +113,22 @@ def test_command_writes_figures_and_report(bundles, tmp_path):
 
 def test_identical_videos_are_said_to_be(bundles, tmp_path):
     figures = tmp_path / "c.json"
-    done = CliRunner().invoke(cli.compare, [str(bundles / "portable"), "--against", "torch", "--prompt", PROMPTS[0],
-                                            "--steps", "2", "--json", str(figures), "--min-psnr", "99"])
+    done = CliRunner().invoke(
+        cli.compare,
+        [
+            str(bundles / "portable"),
+            "--against",
+            "torch",
+            "--prompt",
+            PROMPTS[0],
+            "--steps",
+            "2",
+            "--json",
+            str(figures),
+            "--min-psnr",
+            "99",
+        ],
+    )
     data = json.loads(figures.read_text())
     assert done.exit_code == 0 and data["identical"] is (data["psnr"] is None)
 
@@ -105,15 +146,27 @@ def test_missing_dense_bundle_says_how_to_make_it(bundles, checkpoint, tmp_path)
     assert dense_bundle(bundle, place).manifest.variant == "dense"
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("portable", "--dense", "plugin"), "variant: got 'plugin'; expected 'dense'; make one with: svdit-export"),
-    (("portable-dense",), "variant: got 'dense'; expected a sparse bundle with --against dense"),
-    (("portable", "--against", "onnxrt"), "--against: got 'onnxrt'; expected another backend than onnxrt, or dense"),
-    (("portable", "--against", "auto"), "--against: got 'auto'; expected another backend"),
-    (("portable", "--against", "sparse"), "backend: got 'sparse'; expected one of auto"),
-    (("portable", "--against", "torch", "--dense", "portable-dense"), "--dense: got .*; expected nothing with --against"),
-    (("plugin", "--backend", "torch", "--against", "onnxrt"), "variant: got 'plugin'; expected 'portable' or 'dense'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("portable", "--dense", "plugin"), "variant: got 'plugin'; expected 'dense'; make one with: svdit-export"),
+        (("portable-dense",), "variant: got 'dense'; expected a sparse bundle with --against dense"),
+        (
+            ("portable", "--against", "onnxrt"),
+            "--against: got 'onnxrt'; expected another backend than onnxrt, or dense",
+        ),
+        (("portable", "--against", "auto"), "--against: got 'auto'; expected another backend"),
+        (("portable", "--against", "sparse"), "backend: got 'sparse'; expected one of auto"),
+        (
+            ("portable", "--against", "torch", "--dense", "portable-dense"),
+            "--dense: got .*; expected nothing with --against",
+        ),
+        (
+            ("plugin", "--backend", "torch", "--against", "onnxrt"),
+            "variant: got 'plugin'; expected 'portable' or 'dense'",
+        ),
+    ],
+)
 def test_pairs_that_make_no_sense(bundles, monkeypatch, arguments, message):
     monkeypatch.chdir(bundles)
     done = CliRunner().invoke(cli.compare, [*arguments, "--prompt", PROMPTS[0], "--steps", "1"])

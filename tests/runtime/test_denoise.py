@@ -23,10 +23,17 @@ class FakeRunner(Runner):
 
     def __init__(self, batch: int | str = "B", stages: int = 3) -> None:
         shape = (batch, *LATENT)
-        super().__init__("fake", (TensorSpec("hidden_states", "float32", shape), TensorSpec("timestep", "float32", (batch,)),
-                                  TensorSpec("encoder_hidden_states", "float32", (batch, 2, 3)),
-                                  TensorSpec("stage", "int32", (1,))),
-                         (TensorSpec("noise_pred", "float32", shape),), stages)
+        super().__init__(
+            "fake",
+            (
+                TensorSpec("hidden_states", "float32", shape),
+                TensorSpec("timestep", "float32", (batch,)),
+                TensorSpec("encoder_hidden_states", "float32", (batch, 2, 3)),
+                TensorSpec("stage", "int32", (1,)),
+            ),
+            (TensorSpec("noise_pred", "float32", shape),),
+            stages,
+        )
         self.calls: list[tuple[int, float, int, np.ndarray]] = []
 
     def _activate(self) -> None:
@@ -51,8 +58,9 @@ def embeddings(prompts: int) -> tuple[torch.Tensor, torch.Tensor]:
     return text, torch.full((1, 2, 3), 0.1)
 
 
-def by_hand(noise: torch.Tensor, text: torch.Tensor, uncond: torch.Tensor, steps: int, guidance: float,
-            shift: float) -> np.ndarray:
+def by_hand(  # noqa: PLR0917 (the loop's arguments)
+    noise: torch.Tensor, text: torch.Tensor, uncond: torch.Tensor, steps: int, guidance: float, shift: float
+) -> np.ndarray:
     """Rectified flow by Euler steps on shifted sigmas in float64, one prompt at a time."""
     base = np.linspace(1.0, 1.0 / 1000, 1000)  # diffusers' training sigmas, from which it takes its ends
     base = shift * base / (1 + (shift - 1) * base)
@@ -62,6 +70,7 @@ def by_hand(noise: torch.Tensor, text: torch.Tensor, uncond: torch.Tensor, steps
     for i in range(len(noise)):
         x = noise[i].numpy().astype(np.float64)
         for step in range(steps):
+
             def predict(embedding: torch.Tensor, x=x, step=step) -> np.ndarray:
                 return x * float(embedding.double().mean()) + sigmas[step] + thirds(step, steps)
 
@@ -94,12 +103,20 @@ def test_loop_against_hand_written_euler(batch, prompts, guidance):
 def test_rows_of_a_prompt_are_neighbours_uncond_first():
     text, uncond = embeddings(2)
     with FakeRunner(2) as runner:
-        Denoising(runner, FlowMatchEulerDiscreteScheduler(), noise_for([0, 1], LATENT), text, uncond, 1, 2.0,
-                  lambda step, steps: 0).step()
+        Denoising(
+            runner,
+            FlowMatchEulerDiscreteScheduler(),
+            noise_for([0, 1], LATENT),
+            text,
+            uncond,
+            1,
+            2.0,
+            lambda step, steps: 0,
+        ).step()
     assert len(runner.calls) == 2
     for i, (_, timestep, stage, rows) in enumerate(runner.calls):
         assert (timestep, stage) == (1000.0, 0)
-        np.testing.assert_array_equal(rows, torch.cat([uncond, text[i:i + 1]]).numpy())
+        np.testing.assert_array_equal(rows, torch.cat([uncond, text[i : i + 1]]).numpy())
 
 
 def test_seed_decides_the_noise_alone():
@@ -111,10 +128,13 @@ def test_seed_decides_the_noise_alone():
     np.testing.assert_array_equal(first[0], torch.randn(LATENT, generator=torch.Generator().manual_seed(5)))
 
 
-@pytest.mark.parametrize("scheduler", [
-    lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
-    lambda: UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+        lambda: UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ],
+)
 def test_a_run_can_be_continued_from_saved_scheduler_state(scheduler):
     text, uncond = embeddings(2)
     noise = noise_for([0, 1], LATENT)
@@ -147,18 +167,30 @@ def test_interleaved_runs_take_turns_at_going_first():
     assert order == ["a0", "b0", "b1", "a1", "a2", "b2"]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"steps": 0}, "steps: got 0; expected an integer >= 1"),
-    ({"steps": 2.5}, "steps: got 2.5"),
-    ({"steps": True}, "steps: got True"),
-    ({"guidance": float("nan")}, "guidance: got nan; expected a finite number >= 0"),
-    ({"guidance": -1.0}, "guidance: got -1.0"),
-    ({"text": torch.zeros(3, 2, 3)}, "prompts: got 3 embeddings; expected 1, one per latent"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: got 0; expected an integer >= 1"),
+        ({"steps": 2.5}, "steps: got 2.5"),
+        ({"steps": True}, "steps: got True"),
+        ({"guidance": float("nan")}, "guidance: got nan; expected a finite number >= 0"),
+        ({"guidance": -1.0}, "guidance: got -1.0"),
+        ({"text": torch.zeros(3, 2, 3)}, "prompts: got 3 embeddings; expected 1, one per latent"),
+    ],
+)
 def test_refuses(change, message):
     text, uncond = embeddings(1)
-    given = {"runner": FakeRunner(), "scheduler": FlowMatchEulerDiscreteScheduler(), "latents": noise_for([0], LATENT),
-             "text": text, "uncond": uncond, "steps": 2, "guidance": 1.0, "stage_of": thirds, **change}
+    given = {
+        "runner": FakeRunner(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "latents": noise_for([0], LATENT),
+        "text": text,
+        "uncond": uncond,
+        "steps": 2,
+        "guidance": 1.0,
+        "stage_of": thirds,
+        **change,
+    }
     with pytest.raises(SvditError, match=message):
         Denoising(**given)
 
@@ -166,8 +198,16 @@ def test_refuses(change, message):
 def test_latents_that_explode_are_an_error():
     text, uncond = embeddings(1)
     with FakeRunner() as runner:
-        run = Denoising(runner, FlowMatchEulerDiscreteScheduler(), noise_for([0], LATENT), torch.full_like(text, torch.inf), uncond,
-                        2, 1.0, thirds)
+        run = Denoising(
+            runner,
+            FlowMatchEulerDiscreteScheduler(),
+            noise_for([0], LATENT),
+            torch.full_like(text, torch.inf),
+            uncond,
+            2,
+            1.0,
+            thirds,
+        )
         with pytest.raises(SvditError, match="fake: step 0: got latents that are not finite"):
             run.step()
 
@@ -178,21 +218,34 @@ def test_seed_is_checked(seed):
         noise_for([seed], LATENT)
 
 
-@pytest.mark.parametrize(("feed", "stage", "message"), [
-    ({}, 3, r"fake: stage: got 3; expected an integer in 0\.\.2"),
-    ({}, -1, "fake: stage: got -1"),
-    ({"timestep": None}, 0, r"fake: inputs: got missing \['timestep'\], unknown \[\]"),
-    ({"extra": np.zeros(1)}, 0, r"unknown \['extra'\]"),
-    ({"timestep": np.zeros(2)}, 0, "fake: timestep dtype: got float64; expected float32"),
-    ({"timestep": [0.0, 0.0]}, 0, "fake: timestep dtype: got list"),
-    ({"timestep": np.zeros(3, np.float32)}, 0, r"fake: timestep shape: got \(3,\); expected B = 2 as in hidden_states"),
-    ({"encoder_hidden_states": np.zeros((2, 2, 4), np.float32)}, 0,
-     r"encoder_hidden_states shape: got \(2, 2, 4\); expected \('B', 2, 3\)"),
-    ({"encoder_hidden_states": np.zeros((2, 2), np.float32)}, 0, r"encoder_hidden_states shape: got \(2, 2\)"),
-])
+@pytest.mark.parametrize(
+    ("feed", "stage", "message"),
+    [
+        ({}, 3, r"fake: stage: got 3; expected an integer in 0\.\.2"),
+        ({}, -1, "fake: stage: got -1"),
+        ({"timestep": None}, 0, r"fake: inputs: got missing \['timestep'\], unknown \[\]"),
+        ({"extra": np.zeros(1)}, 0, r"unknown \['extra'\]"),
+        ({"timestep": np.zeros(2)}, 0, "fake: timestep dtype: got float64; expected float32"),
+        ({"timestep": [0.0, 0.0]}, 0, "fake: timestep dtype: got list"),
+        (
+            {"timestep": np.zeros(3, np.float32)},
+            0,
+            r"fake: timestep shape: got \(3,\); expected B = 2 as in hidden_states",
+        ),
+        (
+            {"encoder_hidden_states": np.zeros((2, 2, 4), np.float32)},
+            0,
+            r"encoder_hidden_states shape: got \(2, 2, 4\); expected \('B', 2, 3\)",
+        ),
+        ({"encoder_hidden_states": np.zeros((2, 2), np.float32)}, 0, r"encoder_hidden_states shape: got \(2, 2\)"),
+    ],
+)
 def test_runner_checks_its_inputs(feed, stage, message):
-    good = {"hidden_states": np.zeros((2, *LATENT), np.float32), "timestep": np.zeros(2, np.float32),
-            "encoder_hidden_states": np.zeros((2, 2, 3), np.float32)}
+    good = {
+        "hidden_states": np.zeros((2, *LATENT), np.float32),
+        "timestep": np.zeros(2, np.float32),
+        "encoder_hidden_states": np.zeros((2, 2, 3), np.float32),
+    }
     with FakeRunner() as runner:
         runner.infer(good, 2)
         with pytest.raises(SvditError, match=message):

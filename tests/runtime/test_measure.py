@@ -19,8 +19,13 @@ from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
 
 RULE = Rule(0.5, 0.4, 10.0)
-SPECS = {"skip": {"kind": "skip"}, "band": {"kind": "diagonal", "frames": 0}, "wide": {"kind": "diagonal", "frames": 1},
-         "place": {"kind": "multi_diagonal", "rows": 0, "cols": 0}, "top": {"kind": "stripe", "columns": {"top": 4}}}
+SPECS = {
+    "skip": {"kind": "skip"},
+    "band": {"kind": "diagonal", "frames": 0},
+    "wide": {"kind": "diagonal", "frames": 1},
+    "place": {"kind": "multi_diagonal", "rows": 0, "cols": 0},
+    "top": {"kind": "stripe", "columns": {"top": 4}},
+}
 
 
 def run(adapter, checkpoint, **changes):
@@ -37,7 +42,7 @@ def attention_inputs(adapter, checkpoint, tiling):
     """q, k, v of every layer at the first step, recorded under dense attention; rows of all prompts."""
     calls = []
 
-    def record(q, k, v, layer, stage, text_len):
+    def record(q, k, v, layer, stage, text_len):  # noqa: PLR0917 (the adapters' signature)
         calls.append((q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
@@ -87,22 +92,24 @@ def test_search_is_deterministic(adapter, checkpoint, found):
     assert dumps(run(adapter, checkpoint).plan) == dumps(found.plan)
 
 
-class Interrupted(Exception):
+class StopError(Exception):
     pass
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_an_interrupted_search_goes_on_to_the_same_plan(adapter, checkpoint, found, tmp_path, monkeypatch, after):
+def test_an_interrupted_search_goes_on_to_the_same_plan(  # noqa: PLR0917 (fixtures)
+    adapter, checkpoint, found, tmp_path, monkeypatch, after
+):
     state, write, count = tmp_path / "s.search.npz", measure.write_state, []
 
     def failing(path, now):
         write(path, now)
         count.append(now.done)
         if len(count) == after:
-            raise Interrupted
+            raise StopError
 
     monkeypatch.setattr(measure, "write_state", failing)
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopError):
         run(adapter, checkpoint, state=state)
     assert read_state(state).done == after
     with pytest.raises(SvditError, match=rf"search state: got {after} of 4 steps measured; expected a finished search"):
@@ -132,14 +139,20 @@ def test_sampling_query_tiles_changes_errors_only_a_little(adapter, checkpoint, 
     assert np.abs(np.log(ratio)).max() < np.log(3)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"steps": 5}, "steps: got 4; expected 5 as asked for now; use the same settings, name another --state, or delete"),
-    ({"prompts": PROMPTS[:1]}, "prompts: got"),
-    ({"rule": Rule(0.5, 0.3, 10.0)}, "rule: got"),
-    ({"tile": (1, 2, 3)}, "tile: got|candidates: got"),
-    ({"seed": 1}, "seed: got 0; expected 1"),
-    ({"query_tiles": 3}, "query_tiles: got null; expected 3"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"steps": 5},
+            "steps: got 4; expected 5 as asked for now; use the same settings, name another --state, or delete",
+        ),
+        ({"prompts": PROMPTS[:1]}, "prompts: got"),
+        ({"rule": Rule(0.5, 0.3, 10.0)}, "rule: got"),
+        ({"tile": (1, 2, 3)}, "tile: got|candidates: got"),
+        ({"seed": 1}, "seed: got 0; expected 1"),
+        ({"query_tiles": 3}, "query_tiles: got null; expected 3"),
+    ],
+)
 def test_a_state_of_another_search_is_refused(adapter, checkpoint, tmp_path_factory, change, message):
     state = tmp_path_factory.getbasetemp() / "refused.search.npz"
     if not state.exists():
@@ -148,12 +161,17 @@ def test_a_state_of_another_search_is_refused(adapter, checkpoint, tmp_path_fact
         run(adapter, checkpoint, state=state, **change)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "an unreadable file"), (b"not a zip file", "an unreadable file"), ({"head": "{}"}, "another kind of file"),
-    ({"head": '{"format": "svdit-search-state", "version": 9}'}, "version: got 9; expected 1"),
-    ({"head": '{"format": "svdit-search-state", "version": 1}'}, "a state without 'patterns'"),
-    ({"other": ""}, "an unreadable file"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an unreadable file"),
+        (b"not a zip file", "an unreadable file"),
+        ({"head": "{}"}, "another kind of file"),
+        ({"head": '{"format": "svdit-search-state", "version": 9}'}, "version: got 9; expected 1"),
+        ({"head": '{"format": "svdit-search-state", "version": 1}'}, "a state without 'patterns'"),
+        ({"other": ""}, "an unreadable file"),
+    ],
+)
 def test_a_broken_state_is_refused(tmp_path, content, message):
     path = tmp_path / "s.search.npz"
     if isinstance(content, dict):
@@ -167,12 +185,20 @@ def test_a_broken_state_is_refused(tmp_path, content, message):
         read_state(tmp_path / "none.npz")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"max_stages": 0}, "max_stages: got 0"), ({"query_tiles": 0}, "query_tiles: got 0; expected an integer from 1 to"),
-    ({"steps": 0}, "steps: got 0"), ({"prompts": []}, "prompts: got none"), ({"dtype": "int4"}, "dtype: got 'int4'"),
-    ({"device": "gpu"}, "device: got 'gpu'"), ({"candidates": {}}, "candidates: got {}"),
-    ({"tile": (16, 16, 16)}, "tile: got 16 x 16 x 16"), ({"prompts": ["purple square"]}, "purple"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_stages": 0}, "max_stages: got 0"),
+        ({"query_tiles": 0}, "query_tiles: got 0; expected an integer from 1 to"),
+        ({"steps": 0}, "steps: got 0"),
+        ({"prompts": []}, "prompts: got none"),
+        ({"dtype": "int4"}, "dtype: got 'int4'"),
+        ({"device": "gpu"}, "device: got 'gpu'"),
+        ({"candidates": {}}, "candidates: got {}"),
+        ({"tile": (16, 16, 16)}, "tile: got 16 x 16 x 16"),
+        ({"prompts": ["purple square"]}, "purple"),
+    ],
+)
 def test_search_refuses(adapter, checkpoint, change, message):
     with pytest.raises(SvditError, match=message):
         run(adapter, checkpoint, **change)

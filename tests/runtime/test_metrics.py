@@ -25,10 +25,13 @@ def windowed_ssim(a: np.ndarray, b: np.ndarray) -> float:
         x, y = a[..., channel].astype(np.float64), b[..., channel].astype(np.float64)
         for i in range(x.shape[0] - 6):
             for j in range(x.shape[1] - 6):
-                p, q = x[i:i + 7, j:j + 7].ravel(), y[i:i + 7, j:j + 7].ravel()
+                p, q = x[i : i + 7, j : j + 7].ravel(), y[i : i + 7, j : j + 7].ravel()
                 (vp, cov), (_, vq) = np.cov(p, q, ddof=1)
-                values.append((2 * p.mean() * q.mean() + c1) * (2 * cov + c2)
-                              / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (vp + vq + c2)))
+                values.append(
+                    (2 * p.mean() * q.mean() + c1)
+                    * (2 * cov + c2)
+                    / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (vp + vq + c2))
+                )
     return float(np.mean(values))
 
 

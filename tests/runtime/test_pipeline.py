@@ -103,10 +103,15 @@ def test_op_and_masks_agree_on_every_layer_and_stage(plan, stage):
         assert rel_l2_error(expected.numpy(), got.numpy()) < 1e-6
 
 
-@pytest.mark.parametrize(("variant", "backend", "expected"), [
-    ("plugin", "auto", "torch"), ("portable", "auto", "onnxrt"), ("portable-dense", "auto", "onnxrt"),
-    ("portable", "torch", "torch"),
-])
+@pytest.mark.parametrize(
+    ("variant", "backend", "expected"),
+    [
+        ("plugin", "auto", "torch"),
+        ("portable", "auto", "onnxrt"),
+        ("portable-dense", "auto", "onnxrt"),
+        ("portable", "torch", "torch"),
+    ],
+)
 def test_backend_is_resolved(bundles, variant, backend, expected):
     assert resolve_backend(read_bundle(bundles / variant), backend) == expected
 
@@ -129,7 +134,10 @@ def test_things_that_do_not_exist_are_refused(adapter, checkpoint, plan, bundles
         (lambda: checkpoint_of(adapter, tmp_path / "none"), "checkpoint: got .*none; expected an existing folder"),
         (lambda: plan_attention(plan, method="flash"), "attention: got 'flash'; expected one of auto, op, masked"),
         (lambda: TorchRunner(adapter, checkpoint, plan.tiling(), plan, dtype="int8"), "dtype: got 'int8'"),
-        (lambda: make_runner(read_bundle(bundles / "portable"), "onnxrt", device="cuda"), "device: got 'cuda'; expected 'cpu'"),
+        (
+            lambda: make_runner(read_bundle(bundles / "portable"), "onnxrt", device="cuda"),
+            "device: got 'cuda'; expected 'cpu'",
+        ),
         (lambda: make_runner(read_bundle(bundles / "portable"), "onnxrt", dense=True), "expected variant 'dense'"),
         (lambda: generate(adapter, checkpoint, []), "prompts: got none; expected at least one prompt"),
         (lambda: generate(adapter, checkpoint, ["  "]), r"prompts\[0\]: got '  '; expected text"),

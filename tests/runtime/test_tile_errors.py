@@ -20,7 +20,14 @@ CASES = {
     "text before": (Geometry((2, 3, 4), 9, "before", 1, 2, 16), (1, 2, 4)),
     "text after": (Geometry((2, 3, 4), 130, "after", 1, 2, 16), (1, 2, 2)),
 }
-PATTERNS = (Skip(), Diagonal(), Diagonal(frames=1, rows=0), MultiDiagonal(rows=0, cols=0), Stripe(columns=[[1, 2]]), Full())
+PATTERNS = (
+    Skip(),
+    Diagonal(),
+    Diagonal(frames=1, rows=0),
+    MultiDiagonal(rows=0, cols=0),
+    Stripe(columns=[[1, 2]]),
+    Full(),
+)
 
 
 def tensors(geometry: Geometry, batch: int = 2, seed: int = 0) -> list[np.ndarray]:
@@ -47,7 +54,7 @@ def hidden_keys(geometry: Geometry, text_len: list[int]) -> np.ndarray:
     hidden = np.zeros((len(text_len), geometry.tokens), dtype=bool)
     start = geometry.video_tokens if geometry.text_position == "after" else 0
     for b, length in enumerate(text_len):
-        hidden[b, start + length: start + geometry.text_tokens] = True
+        hidden[b, start + length : start + geometry.text_tokens] = True
     return hidden
 
 
@@ -61,8 +68,11 @@ def test_errors_power_and_mass_against_brute_force(case, chunk, monkeypatch):
     q, k, v = tensors(geometry)
     hidden = hidden_keys(geometry, lengths)
     masks = np.stack([np.stack([tiling.mask(p) for p in PATTERNS]), np.stack([tiling.mask(p) for p in PATTERNS[::-1]])])
-    found = TileErrorMeter(tiling).measure(*(torch.from_numpy(x).float() for x in (q, k, v)), torch.from_numpy(masks),
-                                           torch.tensor(lengths, dtype=torch.int32))
+    found = TileErrorMeter(tiling).measure(
+        *(torch.from_numpy(x).float() for x in (q, k, v)),
+        torch.from_numpy(masks),
+        torch.tensor(lengths, dtype=torch.int32),
+    )
     everything = np.ones((geometry.heads, geometry.tokens, geometry.tokens), dtype=bool)
     full, weights = brute(q, k, v, everything, hidden)
     np.testing.assert_allclose(found.power, np.square(full).sum((0, 1, 3)), rtol=1e-5)
@@ -81,7 +91,10 @@ def test_sampled_query_tiles_count_only_their_rows():
     q, k, v = (torch.from_numpy(x).float() for x in tensors(geometry))
     masks = torch.from_numpy(np.stack([np.stack([tiling.mask(p) for p in PATTERNS])] * 2))
     meter = TileErrorMeter(tiling)
-    parts = [meter.measure(q, k, v, masks, None, torch.tensor(tiles)) for tiles in ([0, 3], [1, 2], [4, 5, 6, 7, 8, 9, 10, 11])]
+    parts = [
+        meter.measure(q, k, v, masks, None, torch.tensor(tiles))
+        for tiles in ([0, 3], [1, 2], [4, 5, 6, 7, 8, 9, 10, 11])
+    ]
     whole = meter.measure(q, k, v, masks)
     np.testing.assert_allclose(sum(p.error for p in parts), whole.error, rtol=1e-5, atol=1e-8)
     assert sum(p.count for p in parts) == whole.count
@@ -95,7 +108,9 @@ def test_attention_by_masks_and_by_gathering_agree_with_brute_force(case):
     q, k, v = tensors(geometry, seed=1)
     for pair in ((0, 1), (2, 5), (3, 3), (4, 0), (5, 5), (0, 0)):
         masks = torch.from_numpy(np.stack([tiling.mask(PATTERNS[p]) for p in pair]))
-        expected, _ = brute(q, k, v, np.stack([token_mask(tiling, m) for m in masks.numpy()]), hidden_keys(geometry, lengths))
+        expected, _ = brute(
+            q, k, v, np.stack([token_mask(tiling, m) for m in masks.numpy()]), hidden_keys(geometry, lengths)
+        )
         inputs, text = [torch.from_numpy(x).float() for x in (q, k, v)], torch.tensor(lengths, dtype=torch.int32)
         tile_of = torch.repeat_interleave(torch.arange(tiling.num_tiles), torch.from_numpy(tiling.sizes).long())
         by_mask = masked_attention(*inputs, masks, tile_of, text_bias(tiling, text))

@@ -54,8 +54,11 @@ def test_png_round_trip():
 
 def test_targets_are_checked_before_any_work(tmp_path):
     (tmp_path / "d.mp4").mkdir()
-    for path, message in [(tmp_path / "v.avi", r"a file name that ends in \.mp4"),
-                          (tmp_path / "none/v.mp4", "an existing folder"), (tmp_path / "d.mp4", "it is a folder")]:
+    for path, message in [
+        (tmp_path / "v.avi", r"a file name that ends in \.mp4"),
+        (tmp_path / "none/v.mp4", "an existing folder"),
+        (tmp_path / "d.mp4", "it is a folder"),
+    ]:
         with pytest.raises(SvditError, match=message):
             check_target(path, ".mp4", "--output")
     assert check_target(tmp_path / "v.mp4", ".mp4", "--output") == tmp_path / "v.mp4"

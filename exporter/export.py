@@ -33,6 +33,7 @@ from svdit.plans.bundle import (
 )
 from svdit.plans.errors import complain
 from svdit.plans.fields import integer, one_of
+from svdit.plans.files import unusable
 from svdit.plans.schema import Plan, dumps
 from svdit.plans.tables import Tables, tables_of
 
@@ -244,6 +245,9 @@ def _save(
         write_manifest(work, manifest)
         read_bundle(work)
         _replace(work, out)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise unusable(out, error, "a place for the bundle") from None
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -73,8 +73,8 @@ def _quiet() -> Iterator[None]:
 
 def simplify(model: ir.Model) -> ir.Model:
     """Fold shape arithmetic and merge equal nodes; initializers are not looked at."""
-    import onnxscript.optimizer
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
 
     graph = model.graph
     initializers = list(graph.initializers.values())
@@ -84,14 +84,36 @@ def simplify(model: ir.Model) -> ir.Model:
         value.const_value = None
         graph.inputs.append(value)
     with _quiet():
-        onnxscript.optimizer.optimize(model)
-        CommonSubexpressionEliminationPass()(model)
-        onnxscript.optimizer.optimize(model)
+        skip_no_ops(model)
+        for _ in range(2):  # merging equal nodes opens the way for more folding
+            fold_constants(model)
+            common.RemoveUnusedNodesPass()(model)
+            common.CommonSubexpressionEliminationPass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.DeduplicateInitializersPass()(model)
     for value in list(graph.inputs)[num_inputs:]:
         graph.inputs.remove(value)
         if value.uses():
             graph.initializers[value.name] = value
     return model
+
+
+def skip_no_ops(model: ir.Model) -> ir.Model:
+    """Remove casts to the type a value has, and reshapes of vectors to vectors."""
+    for node in model.graph:
+        source = node.inputs[0] if node.inputs else None
+        is_cast = node.op_type == "Cast" and source.dtype == node.attributes["to"].as_int()
+        is_reshape = node.op_type == "Reshape" and source.shape is not None and len(source.shape) == 1
+        if is_cast or (is_reshape and node.outputs[0].shape in (None, source.shape) and _is_flat(node.inputs[1])):
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
+    return model
+
+
+def _is_flat(shape: ir.Value) -> bool:
+    """Whether a Reshape's second input is the constant [-1]."""
+    value = ir.convenience.get_const_tensor(shape)
+    return value is not None and value.numpy().tolist() == [-1]
 
 
 def name_nodes(model: ir.Model) -> ir.Model:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from svdit.exporter import export
 from svdit.exporter.models.registry import adapter
 from svdit.plans.patterns import Diagonal, MultiDiagonal, Stripe
-from svdit.plans.schema import Plan, Stage
+from svdit.plans.schema import Plan, Stage, dumps
 from tests.exporter import checkpoints
 
 
@@ -29,6 +30,25 @@ def wan_checkpoint(tmp_path_factory) -> Path:
 def own_tiny(tiny_checkpoint, tmp_path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def _traces() -> dict:
+    return {}
+
+
+@pytest.fixture
+def trace_once(monkeypatch, _traces) -> None:
+    """Tracing takes seconds: tests about what comes after it share the traces."""
+    original = export.trace_denoiser
+
+    def cached(adapter, checkpoint, plan, precision, batch, report=lambda step: None):
+        key = (adapter.name, checkpoint, dumps(plan), precision, batch)
+        if key not in _traces:
+            _traces[key] = original(adapter, checkpoint, plan, precision, batch, report)
+        return _traces[key]
+
+    monkeypatch.setattr(export, "trace_denoiser", cached)
 
 
 @pytest.fixture(scope="session")

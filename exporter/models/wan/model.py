@@ -120,7 +120,10 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in self.project(x, text))
-        out = F.scaled_dot_product_attention(q, k, v)
+        if torch.compiler.is_exporting():  # a plainer graph than the exporter's own expansion
+            out = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
 

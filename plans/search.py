@@ -58,13 +58,15 @@ class Rule:
 
     `lam` weighs density against error, `eps` is the loss above which a head stays full (paper: 0.5 and 1).
     `error_scale` multiplies the normalised error; `normaliser` is "layer" (mean square of the dense output
-    over all heads of the layer) or "head" (of that head alone).
+    over all heads of the layer) or "head" (of that head alone). `dense_steps` is the share of the steps, from the
+    first, in which every head stays full: errors made while the picture is still noise decide what it becomes.
     """
 
     lam: float = DEFAULT_LAM
     eps: float = DEFAULT_EPS
     error_scale: float = DEFAULT_ERROR_SCALE
     normaliser: str = "layer"
+    dense_steps: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("lam", "eps", "error_scale"):
@@ -73,6 +75,13 @@ class Rule:
                 raise complain(name, repr(value), "a finite number >= 0", "see docs/search.md for useful values")
         if self.normaliser not in NORMALISERS:
             raise complain("normaliser", repr(self.normaliser), " or ".join(NORMALISERS))
+        share = self.dense_steps
+        if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+            raise complain("dense_steps", repr(share), "a share of the steps in [0, 1]")
+
+    def is_dense(self, step: int, steps: int) -> bool:
+        """Whether step `step` of `steps` (from 0) is one of the first `dense_steps`."""
+        return step / steps < self.dense_steps
 
 
 def relative_error(error: np.ndarray, power: np.ndarray, normaliser: str = "layer") -> np.ndarray:
@@ -106,9 +115,13 @@ def choose(loss: np.ndarray, eps: float) -> np.ndarray:
 
 
 def loss_table(measured: Measurement, rule: Rule) -> np.ndarray:
-    """[S, L, H, M + 1] losses of every mode, full last."""
+    """[S, L, H, M + 1] losses of every mode, full last; in dense steps no sum of others can undercut full."""
     error = rule.error_scale * relative_error(measured.error, measured.power, rule.normaliser)
-    return with_full(losses(error, measured.sparsity, rule.lam), rule.eps)
+    table = with_full(losses(error, measured.sparsity, rule.lam), rule.eps)
+    steps = len(table)
+    dense = [rule.is_dense(step, steps) for step in range(steps)]
+    table[dense, ..., :-1] = (steps + 1) * (table.max() + 1)
+    return table
 
 
 def mean_density(measured: Measurement, segments: list[Segment]) -> float:
@@ -119,8 +132,13 @@ def mean_density(measured: Measurement, segments: list[Segment]) -> float:
     return float(np.sum(kept) / segments[-1].stop)
 
 
-def rule_for_density(
-    measured: Measurement, density: float, max_stages: int, error_scale: float = 1.0, normaliser: str = "layer"
+def rule_for_density(  # noqa: PLR0917 (the fields of a Rule)
+    measured: Measurement,
+    density: float,
+    max_stages: int,
+    error_scale: float = 1.0,
+    normaliser: str = "layer",
+    dense_steps: float = 0.0,
 ) -> Rule:
     """The rule whose merged plan keeps at most `density`, found by bisection over lam with eps = lam.
 
@@ -132,7 +150,7 @@ def rule_for_density(
         raise complain("density", repr(density), "a number in (0, 1]")
 
     def at(lam: float) -> tuple[Rule, float]:
-        rule = Rule(lam, lam, error_scale, normaliser)
+        rule = Rule(lam, lam, error_scale, normaliser, dense_steps)
         return rule, mean_density(measured, merge(loss_table(measured, rule), max_stages))
 
     low, high = -12.0, 12.0
@@ -195,6 +213,7 @@ def plan_from(
         "eps": rule.eps,
         "error_scale": rule.error_scale,
         "normaliser": rule.normaliser,
+        "dense_steps": rule.dense_steps,
         "steps": steps,
         "max_stages": max_stages,
         **provenance,

@@ -164,6 +164,7 @@ def _walk(
         load_scheduler(run.scheduler, state.scheduler)
     steps = range(state.done, state.steps)
     for step in progress(steps, "searching", "step", show=show, total=state.steps, initial=state.done):
+        hook.dense = hook.rule.is_dense(step, state.steps)
         run.step()
         state.error[step], state.power[step] = hook.error, hook.power
         now = {"latents": run.latents.numpy(), "scheduler": save_scheduler(run.scheduler)}

@@ -33,7 +33,7 @@ class ChoosingAttention:
     """Measures all modes of a layer, applies the rule and returns the chosen outputs.
 
     masks bool [L or 1, H, M, nT, nT] on the host; sparsity [L, H, M]. After a step, `error` [L, H, M] and
-    `power` [L, H] hold what was measured in it.
+    `power` [L, H] hold what was measured in it. Set `dense` for steps in which every head stays full.
     """
 
     def __init__(  # noqa: PLR0917 (what to measure with, then what to measure)
@@ -49,6 +49,7 @@ class ChoosingAttention:
         self.masks = torch.from_numpy(masks).to(meter.device)
         self.query_tiles = None if query_tiles is None else torch.from_numpy(query_tiles).to(meter.device)
         self.error, self.power = np.zeros(sparsity.shape), np.zeros(sparsity.shape[:2])
+        self.dense = False
         sizes = torch.as_tensor(tiling.sizes, dtype=torch.int64)
         self.tile_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(meter.device)
 
@@ -58,6 +59,8 @@ class ChoosingAttention:
         self.error[layer], self.power[layer] = found.error / found.count, found.power / found.count
         error = relative_error(self.error[layer], self.power[layer], self.rule.normaliser) * self.rule.error_scale
         chosen = choose(losses(error, self.sparsity[layer], self.rule.lam), self.rule.eps)
+        if self.dense:
+            chosen[:] = masks.shape[1]
         full = torch.ones(1, *masks.shape[2:], dtype=torch.bool, device=masks.device)
         picked = torch.stack([torch.cat([masks[h], full])[m] for h, m in enumerate(chosen.tolist())])
         return self._attend(q, k, v, picked, text_len)

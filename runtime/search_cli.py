@@ -64,6 +64,9 @@ def parse_tile(text: str) -> tuple[int, int, int]:
     metavar="|".join(NORMALISERS),
     help="Mean square that errors are divided by: of the whole layer, or of each head.",
 )
+@click.option(
+    "--dense-steps", type=float, default=0.0, show_default=True, help="Share of the steps, from the first, kept full."
+)
 @click.option("--density", type=float, help="Choose lam = eps so that this density is met (from measured errors).")
 @click.option("--max-stages", type=int, default=3, show_default=True, help="Most stages of the plan.")
 @click.option("--steps", type=int, help="Denoising steps (default: the checkpoint's).")
@@ -88,7 +91,7 @@ def main(context: click.Context, **options: object) -> None:
     """
     output: Path = options["output"]  # type: ignore[assignment]
     _check_method(str(options["method"]))
-    rule = Rule(*(options[name] for name in ("lam", "eps", "error_scale", "normaliser")))  # type: ignore[arg-type]
+    rule = Rule(*(options[name] for name in ("lam", "eps", "error_scale", "normaliser", "dense_steps")))  # type: ignore[arg-type]
     _check_outputs(output, options["json_file"])  # type: ignore[arg-type]
     if options["from_state"] is not None:
         given = [
@@ -206,6 +209,7 @@ def _rule_for(measured: object, options: dict) -> Rule:
             options["max_stages"],  # type: ignore[arg-type]
             options["error_scale"],
             options["normaliser"],
+            options["dense_steps"],
         )
     except SvditError as error:
         raise error.under("--") from None

@@ -3,8 +3,8 @@
 
     sweep_tiny.py --out DIR --device cuda
 
-For each tile shape: one measuring walk (paper mode), then for each density (and each lam, eps pair) the choice is
-made again from the stored errors, the videos of the held-out prompts are drawn with dense and with the plan's
+For each tile shape: one measuring walk (paper mode), then for each number of stages, share of dense steps and density
+(and for each lam, eps pair) the choice is made again from the stored errors, the videos of the held-out prompts are drawn with dense and with the plan's
 attention from the same noise, and PSNR over all pixels is taken. Writes DIR/*.plan.json, DIR/*.search.npz and
 DIR/sweep.json after every plan, so that an interrupted sweep keeps what it has.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,9 @@ def main() -> None:
     parser.add_argument("--stages", default="3,1")
     parser.add_argument("--lam", default="0.5")
     parser.add_argument("--eps", default="", help="paper rule: every eps with every lam")
-    parser.add_argument("--closed", type=float, help="walk twice, the second time with the rule of this density")
+    parser.add_argument("--dense-steps", default="0.2", help="shares of the steps; the walk uses the first")
+    parser.add_argument("--search-count", type=int, default=4, help="prompts of the walk")
+    parser.add_argument("--query-tiles", type=int, help="measure errors on that many query tiles")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--count", type=int, default=8, help="test prompts")
     parser.add_argument("--videos", action="store_true", help="also write the videos, as DIR/*.npz")
@@ -75,37 +79,32 @@ def main() -> None:
     if args.videos:
         np.savez_compressed(args.out / "dense.npz", videos=dense)
 
-    def judge(name: str, plan, **facts) -> None:
+    def judge(name: str, plan, rule: Rule) -> None:
         write_plan(args.out / f"{name}.plan.json", plan)
         found = videos(plan)
         if args.videos:
             np.savez_compressed(args.out / f"{name}.npz", videos=found)
         values = psnr(dense, found)
-        rows.append({"plan": name, **facts, "density": plan.provenance["density"], "psnr": values})
+        rows.append({"plan": name, **asdict(rule), "stages": len(plan.stages), "density": plan.provenance["density"],
+                     "psnr": values})
         (args.out / "sweep.json").write_text(json.dumps(rows, indent=1))
         print(f"{time.time() - began:5.0f} s {name}: density {rows[-1]['density']:.3f} PSNR {np.mean(values):.2f} "
               f"(min {min(values):.2f})", flush=True)
 
     for text in args.tiles.split(","):
-        shape = tile_of(text)
-
-        def walk(rule: Rule, state: str | None, shape=shape):
-            return search(adapter, args.checkpoint, SEARCH_PROMPTS, rule=rule, tile=shape, steps=args.steps,
-                          device=args.device, state=state and args.out / state, show=False)
-
-        rule = Rule()
-        if args.closed:  # twice: the second walk feeds forward about the choices that will be made
-            rule = rule_for_density(walk(rule, None).measurement, args.closed, 3)
-        found = walk(rule, f"tiny-{text}.search.npz")
+        rule = Rule(dense_steps=numbers(args.dense_steps)[0])
+        found = search(adapter, args.checkpoint, SEARCH_PROMPTS[:args.search_count], rule=rule, tile=tile_of(text),
+                       steps=args.steps, query_tiles=args.query_tiles, device=args.device,
+                       state=args.out / f"tiny-{text}.search.npz", show=False)
         print(f"{time.time() - began:5.0f} s searched with tile {text}", flush=True)
-        judge(f"tiny-{text}-closed", found.plan, rule="closed loop")
-        for stages in map(int, args.stages.split(",")):
-            for density in numbers(args.densities):
-                rule = rule_for_density(found.measurement, density, stages)
-                judge(f"tiny-{text}-d{density:g}-s{stages}", plan_of(found.state, rule, stages), lam=rule.lam)
-        for lam in numbers(args.lam):
-            for eps in numbers(args.eps):
-                judge(f"tiny-{text}-lam{lam:g}-eps{eps:g}", plan_of(found.state, Rule(lam, eps), 3), lam=lam, eps=eps)
+        measured = found.measurement
+        for stages, share, density in product(map(int, args.stages.split(",")), numbers(args.dense_steps),
+                                              numbers(args.densities)):
+            rule = rule_for_density(measured, density, stages, Rule.error_scale, dense_steps=share)
+            judge(f"tiny-{text}-d{density:g}-w{share:g}-s{stages}", plan_of(found.state, rule, stages), rule)
+        for lam, eps in product(numbers(args.lam), numbers(args.eps)):
+            rule = Rule(lam, eps, dense_steps=numbers(args.dense_steps)[0])
+            judge(f"tiny-{text}-lam{lam:g}-eps{eps:g}", plan_of(found.state, rule, 3), rule)
 
 
 if __name__ == "__main__":

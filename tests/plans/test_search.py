@@ -136,6 +136,32 @@ def test_plan_density_is_that_of_its_masks():
     assert plan.provenance["density"] == pytest.approx(np.mean(per_step), abs=1e-6)
 
 
+@pytest.mark.parametrize(("share", "dense"), [(0.0, 0), (0.2, 2), (0.5, 3), (0.51, 4), (1.0, 6)])
+@pytest.mark.parametrize("max_stages", [1, 2, 6])
+def test_dense_steps_are_full_in_every_head(share, dense, max_stages):
+    """The steps with step / 6 < share; a stage that holds one of them is full, so one stage is full altogether."""
+    data = measured()
+    plan = plan_of(data, Rule(0.5, 0.6, 2.0, dense_steps=share), max_stages)
+    full = [
+        {name for row in plan.stages[plan.stage_of(step, 6)].layers for name in row} == {"full"} for step in range(6)
+    ]
+    assert full[:dense] == [True] * dense
+    if dense and max_stages == 1:
+        assert full == [True] * 6
+    if max_stages == 6:
+        assert full[dense:] == [False] * (6 - dense)
+    assert plan.provenance["dense_steps"] == share
+
+
+def test_density_counts_dense_steps():
+    data = measured()
+    rule = rule_for_density(data, 0.6, 6, dense_steps=0.3)  # steps 0 and 1 of 6: a third of everything
+    assert rule.dense_steps == 0.3
+    assert 1 / 3 < mean_density(data, merge(loss_table(data, rule), 6)) <= 0.6
+    with pytest.raises(SvditError, match=r"density: got 0.3; expected at least 0\.\d+ with these candidates"):
+        rule_for_density(data, 0.3, 6, dense_steps=0.3)
+
+
 def test_larger_eps_and_lam_never_make_a_plan_denser():
     data = measured()
 
@@ -178,6 +204,8 @@ def test_rule_for_density_minimises_error_for_its_density():
         ({"lam": -1.0}, "lam: got -1.0; expected a finite number >= 0"),
         ({"eps": float("nan")}, "eps: got nan"),
         ({"error_scale": float("inf")}, "error_scale: got inf"),
+        ({"dense_steps": 1.5}, r"dense_steps: got 1.5; expected a share of the steps in \[0, 1\]"),
+        ({"dense_steps": float("nan")}, "dense_steps: got nan"),
         ({"normaliser": "tokens"}, "normaliser: got 'tokens'; expected layer or head"),
     ],
 )

@@ -235,6 +235,7 @@ BAD_SEARCHES = {
     "lam": ({"--lam": "-1"}, "lam: got -1.0; expected a finite number >= 0"),
     "eps": ({"--eps": "nan"}, "eps: got nan"),
     "error scale": ({"--error-scale": "inf"}, "error_scale: got inf"),
+    "dense steps": ({"--dense-steps": "2"}, "dense_steps: got 2.0; expected a share of the steps"),
     "normaliser": ({"--normaliser": "none"}, "normaliser: got 'none'; expected layer or head"),
     "max stages": ({"--max-stages": "0"}, "max_stages: got 0"),
     "tile words": ({"--tile": "big"}, "--tile: got 'big'; expected three integers such as 1,8,16"),

@@ -88,6 +88,15 @@ def test_choices_are_fed_forward(adapter, checkpoint):
     np.testing.assert_allclose(never.state.latents, dense.latents, rtol=0, atol=2e-4)
 
 
+def test_dense_steps_are_fed_forward_dense(adapter, checkpoint):
+    """Half of the steps dense: the walk is that of its own plan, which is full there and sparse after."""
+    half = run(adapter, checkpoint, candidates={"band": SPECS["band"]}, rule=Rule(0.0, 1e9, 1.0, dense_steps=0.5))
+    rows = [{name for row in stage.layers for name in row} for stage in half.plan.stages]
+    assert rows == [{"full"}, {"band"}] and [stage.until for stage in half.plan.stages] == [0.5, 1.0]
+    video = generate(adapter, checkpoint, PROMPTS, plan=half.plan, steps=4)
+    np.testing.assert_allclose(half.state.latents, video.latents, rtol=0, atol=2e-4)
+
+
 def test_search_is_deterministic(adapter, checkpoint, found):
     assert dumps(run(adapter, checkpoint).plan) == dumps(found.plan)
 

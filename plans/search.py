@@ -159,7 +159,7 @@ def rule_for_density(  # noqa: PLR0917 (the fields of a Rule)
             "density",
             repr(density),
             f"at least {at(10.0**high)[1]:.4f} with these candidates",
-            "add sparser candidates",
+            "add sparser candidates, allow more stages or fewer dense steps",
         )
     for _ in range(60):
         middle = (low + high) / 2

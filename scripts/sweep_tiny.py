@@ -3,10 +3,11 @@
 
     sweep_tiny.py --out DIR --device cuda
 
-For each tile shape: one measuring walk (paper mode), then for each number of stages, share of dense steps and density
-(and for each lam, eps pair) the choice is made again from the stored errors, the videos of the held-out prompts are drawn with dense and with the plan's
-attention from the same noise, and PSNR over all pixels is taken. Writes DIR/*.plan.json, DIR/*.search.npz and
-DIR/sweep.json after every plan, so that an interrupted sweep keeps what it has.
+For each tile shape: one measuring walk (paper mode), then for each number of stages, share of dense steps and
+density (and for each lam, eps pair) the choice is made again from the stored errors, the videos of the held-out
+prompts are drawn with dense and with the plan's attention from the same noise, and PSNR over all pixels is taken.
+Writes DIR/*.plan.json, DIR/*.search.npz and DIR/sweep.json after every plan, so that an interrupted sweep keeps
+what it has.
 """
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float16", help="of the videos; errors are always measured in float32")
     parser.add_argument("--tiles", default="1x8x8,2x8x8")
     parser.add_argument("--densities", default="0.5,0.4,0.45,0.35,0.3,0.55,0.25,0.2")
-    parser.add_argument("--stages", default="3,1")
+    parser.add_argument("--stages", default="3")
     parser.add_argument("--lam", default="0.5")
     parser.add_argument("--eps", default="", help="paper rule: every eps with every lam")
     parser.add_argument("--dense-steps", default="0.2", help="shares of the steps; the walk uses the first")

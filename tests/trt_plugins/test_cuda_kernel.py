@@ -31,7 +31,8 @@ def assert_accurate(case: KernelCase, errors: kernel_runs.Errors) -> None:
         return
     kernel, usual = ((x / errors.truth) ** 0.5 for x in (errors.kernel, errors.torch))
     limit = RATIO * usual + (ROUNDING[case.dtype] if case.shape[1] < 64 else 0.0)
-    assert kernel <= limit, f"{case}: error {kernel:.3e}, torch {usual:.3e}"
+    what = f"{case.name} {case.dtype} {case.shape} scale {case.scale:.3g} text {case.text_tokens}"
+    assert kernel <= limit, f"{what}: error {kernel:.3e}, torch {usual:.3e}"
 
 
 def plain_case(
@@ -73,11 +74,15 @@ def test_one_full_head(tokens, head_dim, dtype):
 
 def test_random_problems():
     sums: dict[tuple[str, int], list[float]] = {}
+    failures: list[str] = []
     for seed in range(NUM_RANDOM):
         case = random_case(seed)
         inputs = kernel_runs.inputs_of(case, seed, magnitude=(1.0, 1.0, 3.0)[seed % 3])
         errors = kernel_runs.judge(case, inputs, kernel_runs.run(case, inputs))
-        assert_accurate(case, errors)
+        try:
+            assert_accurate(case, errors)
+        except AssertionError as failure:
+            failures.append(str(failure).splitlines()[0])
         total = sums.setdefault((case.dtype, case.shape[3]), [0.0, 0.0])
         if errors.truth > 0:
             total[0] += errors.kernel / errors.truth
@@ -86,6 +91,7 @@ def test_random_problems():
     for kind, (kernel, usual) in sums.items():
         print(f"{kind}: error over torch's {(kernel / usual) ** 0.5:.3f}")
         assert kernel <= RATIO**2 * usual, kind
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

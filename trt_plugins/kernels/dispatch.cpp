@@ -50,18 +50,19 @@ __attribute__((visibility("default"))) svdit_status svdit_launch(const svdit_pro
     return report.fail(SVDIT_BAD_WORKSPACE, "workspace: got %zu bytes at %p; expected %zu bytes, 16-byte aligned",
                        workspace_size, workspace, svdit::kWorkspaceBytes);
   }
-  int device = 0, major = 0, minor = 0, multiprocessors = 0;
+  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
   if (error != cudaSuccess) return report.cuda("device query", error);
   if (major != 9 || minor != 0) {
     return report.fail(SVDIT_UNSUPPORTED_GPU, "GPU: got compute capability %d.%d; expected 9.0 (H100, H200)", major,
                        minor);
   }
   const svdit::LaunchRequest request{*problem,  *tensors, *tables, workspace, static_cast<cudaStream_t>(stream),
-                                     multiprocessors};
+                                     multiprocessors, l2_bytes};
   return svdit::launch_sm90(request, report);
 }
 

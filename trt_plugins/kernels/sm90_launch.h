@@ -17,6 +17,7 @@ struct LaunchRequest {
   void *workspace;
   cudaStream_t stream;
   int multiprocessors;
+  int l2_bytes;
 };
 
 svdit_status launch_sm90(const LaunchRequest &request, Report &report);

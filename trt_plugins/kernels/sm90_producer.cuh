@@ -6,6 +6,8 @@
 
 namespace svdit {
 
+constexpr int kKeepPeriod = 16;
+
 struct Sm90Params {
   CUtensorMap query_map;   // {64 columns, tokens, heads * D / 64, batch}
   CUtensorMap key_map;     // the same of K
@@ -16,6 +18,7 @@ struct Sm90Params {
   int *counter;
   float scale_log2;          // scale * log2(e)
   float inverse_scale_log2;  // and its inverse
+  int kept_blocks;           // of each kKeepPeriod blocks of a full head, how many stay in the L2 cache
 };
 
 template <typename Config>
@@ -129,12 +132,12 @@ class Sm90Producer {
       if (opens_item) {
         control_.query[query_slot_] = QueryRows{item_.first_row, item_.rows, item_.head, item_.batch};
         sm90::barrier_arrive_expect(full, 2 * Config::kBlockBytes);
-        sm90::load_box_4d(shared_ + Config::kQuery + query_slot_ * Config::kBlockBytes, &params_.query_map, full, 0,
+        sm90::load_box_4d(shared_ + Config::kQuery + query_slot_ * Config::kBlockBytes, &params_.query_map, full, sm90::Keep::kShort, 0,
                           item_.first_row, column, item_.batch);
       } else {
         sm90::barrier_arrive_expect(full, Config::kBlockBytes);
       }
-      sm90::load_box_4d(shared_ + Config::kKeys + stage * Config::kBlockBytes, &params_.key_map, full, 0, row, column,
+      sm90::load_box_4d(shared_ + Config::kKeys + stage * Config::kBlockBytes, &params_.key_map, full, keep(row), 0, row, column,
                         item_.batch);
     }
     __syncwarp();
@@ -143,6 +146,14 @@ class Sm90Producer {
     previous_rows_ = rows;
     ++num_blocks_;
     ++count_;
+  }
+
+  // All thread blocks sweep K and V of a full head from end to end, and drift apart. Where the two exceed the
+  // L2 cache, least-recently-used replacement would then lose every block before its next use; so a fixed share
+  // of the blocks is kept and the others pass through.
+  __device__ __forceinline__ sm90::Keep keep(int row) const {
+    if (!item_.is_full) return sm90::Keep::kNormal;
+    return row / kBlockRows % kKeepPeriod < params_.kept_blocks ? sm90::Keep::kLong : sm90::Keep::kShort;
   }
 
   // V of block count_ - 1.
@@ -154,7 +165,7 @@ class Sm90Producer {
     if (lane_ == 0) {
       const uint32_t full = sm90::shared_address(&control_.values_full[stage]);
       sm90::barrier_arrive_expect(full, Config::kBlockBytes);
-      sm90::load_box_5d(shared_ + Config::kValues + stage * Config::kBlockBytes, &params_.value_map, full, 0,
+      sm90::load_box_5d(shared_ + Config::kValues + stage * Config::kBlockBytes, &params_.value_map, full, keep(previous_row_), 0,
                         kRaggedRows - previous_rows_, item_.head * (Config::kHeadDim / 64), item_.batch,
                         previous_row_ + previous_rows_);
     }

@@ -50,6 +50,16 @@ bool make_map(EncodeTiled encode, const svdit_problem &problem, const MapRequest
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+// Half the cache, for the rest of the traffic and because lines may be held twice.
+int kept_blocks(const svdit_problem &problem, int l2_bytes) {
+#ifdef SVDIT_NO_L2_HINTS
+  return kKeepPeriod;
+#endif
+  const double keys_and_values = 4.0 * problem.tokens * problem.head_dim;
+  const double share = 0.5 * l2_bytes / keys_and_values;
+  return share >= 1.0 ? kKeepPeriod : int(share * kKeepPeriod);
+}
+
 template <typename Config>
 svdit_status launch(const LaunchRequest &request, Report &report) {
   const svdit_problem &problem = request.problem;
@@ -70,6 +80,8 @@ svdit_status launch(const LaunchRequest &request, Report &report) {
   params.counter = static_cast<int *>(request.workspace);
   params.scale_log2 = problem.scale * 1.4426950408889634f;
   params.inverse_scale_log2 = 1.0f / params.scale_log2;
+
+  params.kept_blocks = kept_blocks(problem, request.l2_bytes);
 
   const auto kernel = sm90_sparse_attention<Config>;
   constexpr uint32_t kShared = shared_bytes<Config>();

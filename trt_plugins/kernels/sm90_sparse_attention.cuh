@@ -34,18 +34,10 @@ class Sm90Consumer {
   __device__ __forceinline__ void run() {
     if (warpgroup_ == 1) give_turn(0);
     if (!first_block()) return;
-    bool more = true;
-    while (more) {
-      if constexpr (kStages == 4) {
-        if (!step<1>()) break;
-        if (!step<2>()) break;
-        if (!step<3>()) break;
-      } else {
-        static_assert(kStages == 2, "add the steps of another stage count here");
-        if (!step<1>()) break;
-      }
-      parity_ ^= 1;
-      more = step<0>();
+    while (true) {
+      if (!step<1>()) break;
+      advance();
+      if (!step<0>()) break;
     }
     if (threadIdx.x % 128 == 0) sm90::store_wait<0>();
   }
@@ -67,9 +59,8 @@ class Sm90Consumer {
     if (threadIdx.x % 32 == 0) sm90::barrier_arrive(sm90::shared_address(&barrier));
   }
 
-  template <int kStage>
-  __device__ __forceinline__ void issue_scores() {
-    const uint32_t keys = sm90::descriptor_low(shared_ + Config::kKeys + kStage * Config::kBlockBytes, 16);
+  __device__ __forceinline__ void issue_scores(uint32_t stage) {
+    const uint32_t keys = sm90::descriptor_low(shared_ + Config::kKeys + stage * Config::kBlockBytes, 16);
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
       const uint32_t step = (k / 4) * (Config::kHalfBytes >> 4) + (k % 4) * 2;
@@ -84,10 +75,9 @@ class Sm90Consumer {
     sm90::mma_commit();
   }
 
-  template <int kStage>
-  __device__ __forceinline__ void issue_output() {
+  __device__ __forceinline__ void issue_output(uint32_t stage) {
     const uint32_t values =
-        sm90::descriptor_low(shared_ + Config::kValues + kStage * Config::kBlockBytes, Config::kHalfBytes);
+        sm90::descriptor_low(shared_ + Config::kValues + stage * Config::kBlockBytes, Config::kHalfBytes);
 #pragma unroll
     for (int k = 0; k < kBlockRows / 16; ++k) {
 #ifndef SVDIT_WHATIF_NO_PV
@@ -113,7 +103,7 @@ class Sm90Consumer {
 #endif
   }
 
-  __device__ __forceinline__ int read_block(int stage) {
+  __device__ __forceinline__ int read_block(uint32_t stage) {
     return *const_cast<volatile int *>(&control_.block[stage]);
   }
 
@@ -123,7 +113,7 @@ class Sm90Consumer {
     if (block_ & kBlockIsStop) return false;
     sm90::hold(scores_);
     sm90::mma_fence();
-    issue_scores<0>();
+    issue_scores(0);
     sm90::mma_wait<0>();
     sm90::hold(scores_);
     arrive(control_.keys_empty[0]);
@@ -132,29 +122,44 @@ class Sm90Consumer {
     return true;
   }
 
-  // Returns false when the block in kStage was the stop mark. Its scores are then of stale data, and unused.
-  template <int kStage>
+  // The loop is unrolled by two stages, whatever their number: pair_ is the first stage of the current two.
+  __device__ __forceinline__ void advance() {
+    previous_ = pair_ + 1;
+    previous_parity_ = parity_;
+    if constexpr (kStages > 2) {
+      pair_ = (pair_ + 2) % kStages;
+      parity_ ^= pair_ == 0 ? 1 : 0;
+    } else {
+      parity_ ^= 1;
+    }
+  }
+
+  // One block: kHalf says which of the current two stages it is in. Returns false when it was the stop mark;
+  // its scores are then of stale data, and unused.
+  template <int kHalf>
   __device__ __forceinline__ bool step() {
-    constexpr int kPrevious = (kStage + kStages - 1) % kStages;
+    const uint32_t stage = pair_ + kHalf;
+    const uint32_t previous = kHalf == 1 ? pair_ : previous_;
+    const uint32_t previous_parity = kHalf == 1 ? parity_ : previous_parity_;
     const bool opens_item = (block_ & kBlockIsLast) != 0;
     if (opens_item) {
       query_slot_ ^= 1;
       query_low_ ^= query_flip();
     }
-    sm90::barrier_wait(sm90::shared_address(&control_.keys_full[kStage]), parity_);
-    block_ = read_block(kStage);
+    sm90::barrier_wait(sm90::shared_address(&control_.keys_full[stage]), parity_);
+    block_ = read_block(stage);
     take_turn();
     sm90::hold(scores_);
     sm90::mma_fence();
-    issue_scores<kStage>();
-    sm90::barrier_wait(sm90::shared_address(&control_.values_full[kPrevious]), kStage == 0 ? parity_ ^ 1 : parity_);
+    issue_scores(stage);
+    sm90::barrier_wait(sm90::shared_address(&control_.values_full[previous]), previous_parity);
     sm90::hold(output_);
     sm90::mma_fence();
-    issue_output<kPrevious>();
+    issue_output(previous);
     give_turn(1 - warpgroup_);
     sm90::mma_wait<1>();
     sm90::hold(scores_);
-    arrive(control_.keys_empty[kStage]);
+    arrive(control_.keys_empty[stage]);
     float finished[2];
     if (opens_item) {
       finished[0] = softmax_.sum[0];
@@ -164,10 +169,10 @@ class Sm90Consumer {
     const bool rescale = softmax(block_);
     sm90::hold(scores_);
     if (opens_item) {
-      finish_products<kPrevious>();
+      finish_products(previous);
       finish_item(finished);
     } else {
-      finish_products<kPrevious>();
+      finish_products(previous);
       if (rescale) {
 #pragma unroll
         for (int i = 0; i < kHeadDim / 2; ++i) output_[i] *= softmax_.rescale[i / 2 % 2];
@@ -179,12 +184,11 @@ class Sm90Consumer {
 
   // Waits for O. Called on both sides of a branch: a wait in the same basic block as the exponentials would be
   // scheduled in front of them, and they would no longer overlap with the products.
-  template <int kPrevious>
-  __device__ __forceinline__ void finish_products() {
+  __device__ __forceinline__ void finish_products(uint32_t stage) {
     sm90::mma_wait<0>();
     sm90::hold(scores_);
     sm90::hold(output_);
-    arrive(control_.values_empty[kPrevious]);
+    arrive(control_.values_empty[stage]);
   }
 
   __device__ __forceinline__ void finish_item(const float (&sum)[2]) {
@@ -210,7 +214,10 @@ class Sm90Consumer {
   const int warpgroup_;
   uint32_t query_low_;
   int query_slot_ = 0;
-  uint32_t parity_ = 0;
+  uint32_t pair_ = 0;
+  uint32_t parity_ = 0;  // of the barriers of the current two stages
+  uint32_t previous_ = 0;  // the stage before them
+  uint32_t previous_parity_ = 0;
   int block_ = 0;
   Softmax softmax_;
   float output_[kHeadDim / 2];

@@ -40,6 +40,13 @@ __device__ __forceinline__ bool barrier_try_wait(uint32_t barrier, uint32_t pari
   return done != 0;
 }
 
+// L2 eviction priorities as the copy engine encodes them.
+enum class Keep : uint64_t {
+  kNormal = 0x1000000000000000,
+  kShort = 0x12F0000000000000,
+  kLong = 0x14F0000000000000,
+};
+
 #ifdef SVDIT_WATCHDOG
 // Debug builds: a wait that lasts about a second writes what it waited for and lets every wait fall through,
 // so that a protocol error ends in wrong numbers and a record instead of a hang.
@@ -89,21 +96,21 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-__device__ __forceinline__ void load_box_4d(uint32_t destination, const CUtensorMap *map, uint32_t barrier, int c0,
-                                            int c1, int c2, int c3) {
+__device__ __forceinline__ void load_box_4d(uint32_t destination, const CUtensorMap *map, uint32_t barrier, Keep keep,
+                                            int c0, int c1, int c2, int c3) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
-      "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(destination),
-      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(destination),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(static_cast<uint64_t>(keep))
       : "memory");
 }
 
-__device__ __forceinline__ void load_box_5d(uint32_t destination, const CUtensorMap *map, uint32_t barrier, int c0,
-                                            int c1, int c2, int c3, int c4) {
+__device__ __forceinline__ void load_box_5d(uint32_t destination, const CUtensorMap *map, uint32_t barrier, Keep keep,
+                                            int c0, int c1, int c2, int c3, int c4) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
-      "[%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(destination),
-      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %5, %6, %7}], [%2], %8;" ::"r"(destination),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4), "l"(static_cast<uint64_t>(keep))
       : "memory");
 }
 

@@ -42,6 +42,7 @@ constexpr float kMaxShare = 1.0f / 16.0f;
 
 struct Softmax {
   float max[2];      // the reference maximum of raw scores
+  float offset[2];   // the same times to_log2
   float limit[2];    // scores up to here do not renew it
   float sum[2];      // of this thread's columns alone
   float rescale[2];  // what the output accumulated so far must be multiplied by
@@ -50,6 +51,7 @@ struct Softmax {
 
   __device__ __forceinline__ void start() {
     max[0] = max[1] = limit[0] = limit[1] = -INFINITY;
+    offset[0] = offset[1] = 0.0f;
     sum[0] = sum[1] = 0.0f;
   }
 
@@ -58,6 +60,7 @@ struct Softmax {
     rescale[row] = exp2_fast((max[row] - renewed) * to_log2);
     max[row] = renewed;
     sum[row] *= rescale[row];
+    offset[row] = renewed * to_log2;
     // a row is shared by four threads; this one's sum stands for a quarter
     limit[row] = renewed + fminf(fmaxf(__log2f(sum[row] * (4.0f * kMaxShare)), 0.0f), kMaxLag) * from_log2;
   }
@@ -87,14 +90,13 @@ struct Softmax {
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float offset = max[r] * to_log2;
       float partial[2] = {sum[r], 0.0f};
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float &x = scores[4 * i + 2 * r + c];
-          x = exp2_fast(fmaf(x, to_log2, -offset));
+          x = exp2_fast(fmaf(x, to_log2, -offset[r]));
           partial[c] += x;
         }
       }

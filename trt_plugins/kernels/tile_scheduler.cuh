@@ -35,6 +35,7 @@ struct WorkItem {
   int list_begin;   // of the ranges beyond the first kListChunk, in tile_index
   int num_ranges;   // key tiles of the list, or kFullRanges
   int request_at;   // the range at which the next item is asked for
+  bool is_full;
 };
 
 constexpr int kListChunk = 32;
@@ -59,7 +60,7 @@ class Queue {
     const int total = tables_.batch * tables_.num_items;
     while (true) {
       const int position = draw();
-      if (position >= total) return WorkItem{0, 0, 0, 0, 0, 0, 0, 0};
+      if (position >= total) return WorkItem{0, 0, 0, 0, 0, 0, 0, 0, false};
       const int batch = position / tables_.num_items;
       const int code = __ldg(tables_.work_order + stage_ * tables_.num_items + position - batch * tables_.num_items);
       if (code >= 0) return decode(code >> 16, code & 0xffff, batch, range);
@@ -87,8 +88,9 @@ class Queue {
     item.text_len = min(max(__ldg(tables_.text_len + batch), 0), tables_.text_tokens);
     item.list_begin = 0;
     item.num_ranges = 0;
+    item.is_full = pattern == SVDIT_PATTERN_FULL;
     range = Rows{0, 0};
-    if (pattern == SVDIT_PATTERN_FULL) {
+    if (item.is_full) {
       item.first_row = query * kBlockRows;
       item.rows = min(kBlockRows, tables_.tokens - item.first_row);
       item.num_ranges = kFullRanges;

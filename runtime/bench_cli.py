@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import complain
 from svdit.runtime.bench_cases import TABLE, bench_case, case_names
-from svdit.runtime.commands import json_option, reports_mistakes, write_json
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

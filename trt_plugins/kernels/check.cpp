@@ -225,6 +225,7 @@ __attribute__((visibility("default"))) int32_t svdit_item_blocks(const svdit_pro
                                                                  const svdit_tables *host_tables, int32_t stage,
                                                                  int32_t text_len, int32_t item, int32_t capacity,
                                                                  int32_t *starts, int32_t *lengths) {
+  if (problem == nullptr || host_tables == nullptr || starts == nullptr || lengths == nullptr) return -1;
   if (stage < 0 || stage >= problem->num_stages || item < 0 || item >= problem->num_items) return -1;
   const int code = host_tables->work_order[int64_t(stage) * problem->num_items + item];
   if (code < 0) return 0;

@@ -3,6 +3,10 @@
 
 #include "sm90_launch.h"
 
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "this kernel uses wgmma: build with CMAKE_CUDA_ARCHITECTURES=90a"
+#endif
+
 namespace svdit {
 namespace {
 

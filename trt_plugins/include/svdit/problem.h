@@ -64,7 +64,7 @@ svdit_status svdit_check_tables(const svdit_problem *problem, const svdit_tables
 
 // The key blocks that the kernel visits for one work item, in order: rows [starts[i], starts[i] +
 // lengths[i]). Host memory; exists so that tests can compare the kernel's index arithmetic with a formula.
-// Returns the number of blocks, also beyond capacity, or -1 when stage or item are out of range.
+// Returns the number of blocks, also beyond capacity, or -1 for a null pointer, stage or item out of range.
 int32_t svdit_item_blocks(const svdit_problem *problem, const svdit_tables *host_tables, int32_t stage,
                           int32_t text_len, int32_t item, int32_t capacity, int32_t *starts, int32_t *lengths);
 

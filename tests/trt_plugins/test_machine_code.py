@@ -1,0 +1,48 @@
+"""The SASS check finds what it is there to find, and finds nothing in the built library."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from svdit.trt_plugins import cuda_library
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check_sass.py"
+spec = importlib.util.spec_from_file_location("check_sass", SCRIPT)
+check_sass = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(check_sass)
+
+
+def step() -> list[str]:
+    """A healthy step at D=64: two groups of products, exponentials between the waits."""
+    products = ["WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 4, "WARPGROUP.ARRIVE", *["HGMMA.64x64x16"] * 8]
+    waits = ["BAR.ARV R1, 0x100", "WARPGROUP.DEPBAR.LE gsb0, 0x1", *["MUFU.EX2 R2, R2"] * 64]
+    return [*products, *waits, "WARPGROUP.DEPBAR.LE gsb0, 0x0"]
+
+
+def first() -> list[str]:
+    return ["BAR.ARV R1, 0x100", "WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 4, "WARPGROUP.DEPBAR.LE gsb0, 0x0"]
+
+
+def test_a_healthy_kernel_has_no_defects():
+    assert check_sass.defects("Li64", [*first(), *step(), *step()]) == []
+
+
+def test_defects_are_named():
+    code = [*first(), *step(), *step()]
+    assert "local memory" in check_sass.defects("Li64", [*code, "LDL R1, [R1]"])[0]
+    assert "products are serialised" in check_sass.defects("Li64", [*code, "WARPGROUP.ARRIVE"])[0]
+    assert any("HGMMA" in defect for defect in check_sass.defects("Li64", [*code, "HGMMA.64x64x16"]))
+    hoisted = [text for text in code if "EX2" not in text]
+    assert check_sass.defects("Li64", hoisted) == ["0 exponentials before the wait for the output; 64 expected"] * 2
+
+
+@pytest.mark.skipif(shutil.which("cuobjdump") is None, reason="no cuobjdump on PATH")
+@pytest.mark.skipif(cuda_library.find() is None, reason="no libsvdit_kernels.so; build it with CMake")
+def test_the_built_library_is_clean():
+    kernels = check_sass.functions(cuda_library.find())
+    assert len(kernels) == 4
+    assert {name: check_sass.defects(name, code) for name, code in kernels.items()} == {name: [] for name in kernels}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from svdit.exporter.op_schema import DOMAIN, OP_TYPE, OP_VERSION
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def dense(q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:
     """Every token attends to every token; for models without text in self-attention."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class PlanAttention:
@@ -44,8 +44,19 @@ class PlanAttention:
             on = self._on[q.device] = {name: torch.from_numpy(x).to(q.device) for name, x in values}
         head_pattern, work_order = self.unique.of_layer[layer]
         return torch.ops.svdit.sparse_attention(
-            q, k, v, stage, text_len, on[head_pattern], on["tile_offsets"], on["row_offsets"], on["tile_index"],
-            on[work_order], q.shape[-1] ** -0.5, self.tables.text_tokens, self.tables.text_first,
+            q,
+            k,
+            v,
+            stage,
+            text_len,
+            on[head_pattern],
+            on["tile_offsets"],
+            on["row_offsets"],
+            on["tile_index"],
+            on[work_order],
+            q.shape[-1] ** -0.5,
+            self.tables.text_tokens,
+            self.tables.text_first,
         )
 
 

@@ -21,9 +21,9 @@ from svdit.plans.errors import SvditError
     type=click.Path(path_type=Path),
     help="Folder in diffusers' format: a pipeline or its transformer. Default: the weights shipped with the package.",
 )
-@click.option("--variant", type=click.Choice(VARIANTS), default="plugin", show_default=True, help="Which graphs to write.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Type to compute in.")
-@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="Batch size; 2 serves guidance.")
+@click.option("--variant", type=click.Choice(VARIANTS), default="plugin", show_default=True, help="Graphs to write.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Compute type.")
+@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="2 serves guidance.")
 @click.option("--copy-weights", is_flag=True, help="Copy the weight files instead of linking to them.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write sizes and times to this file.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")

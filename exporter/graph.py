@@ -177,8 +177,9 @@ def bind_weights(model: ir.Model, parameters: Mapping[str, StoredTensor]) -> ir.
         if value is None:
             raise AssertionError(f"the graph does not use the parameter {name}")
         dtype = STORED_TYPES[stored.dtype]
+        file, shape = stored.file, value.shape
         tensor = ir.ExternalTensor(
-            stored.file.name, stored.offset, stored.length, dtype, shape=value.shape, name=name, base_dir=stored.file.parent
+            file.name, stored.offset, stored.length, dtype, shape=shape, name=name, base_dir=file.parent
         )
         if value.dtype != dtype:
             cast = ir.node("Cast", [value], {"to": int(value.dtype)}, name=f"{name}/Cast")

@@ -57,17 +57,21 @@ class NodeBuilder:
         *,
         label: str = "",
         dtype: ir.DataType | None = None,
+        domain: str = "",
         **attributes: object,
     ) -> ir.Value:
         """A node with one output of the given shape; its type is the first input's unless `dtype` says another."""
-        return self._node(op_type, inputs, [shape], label, dtype, attributes)[0]
+        node = ir.node(op_type, list(inputs), attributes, domain=domain, name=self._name(label or op_type))
+        return self._keep(node, [shape], dtype or inputs[0].dtype)[0]
 
     def split(self, x: ir.Value, sizes: Sequence[int], axis: int, label: str) -> list[ir.Value]:
         """Parts of x along an axis."""
         if len(sizes) == 1:
             return [x]
         shapes = [[*x.shape[:axis], size, *x.shape[axis + 1 :]] for size in sizes]
-        return self._node("Split", [x, self.ints(*sizes)], shapes, label, None, {"axis": axis})
+        inputs = [x, self.ints(*sizes)]
+        node = ir.node("Split", inputs, {"axis": axis}, num_outputs=len(sizes), name=self._name(label))
+        return self._keep(node, shapes, x.dtype)
 
     def concat(self, parts: Sequence[ir.Value], axis: int, label: str) -> ir.Value:
         """Parts joined along an axis."""
@@ -99,19 +103,10 @@ class NodeBuilder:
     def transpose(self, x: ir.Value, perm: Sequence[int], label: str) -> ir.Value:
         return self.add("Transpose", [x], [x.shape[i] for i in perm], label=label, perm=list(perm))
 
-    def _node(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        shapes: Sequence[Sequence[int]],
-        label: str,
-        dtype: ir.DataType | None,
-        attributes: dict,
-    ) -> list[ir.Value]:
-        node = ir.node(op_type, list(inputs), attributes, num_outputs=len(shapes), name=self._name(label or op_type))
+    def _keep(self, node: ir.Node, shapes: Sequence[Sequence[int]], dtype: ir.DataType) -> list[ir.Value]:
         for i, (value, shape) in enumerate(zip(node.outputs, shapes, strict=True)):
             value.name = node.name if i == 0 else f"{node.name}:{i}"
-            value.dtype = dtype or inputs[0].dtype
+            value.dtype = dtype
             value.shape = ir.Shape([int(n) for n in shape])
         self.nodes.append(node)
         return list(node.outputs)

@@ -33,9 +33,7 @@ def op_model(
     constants = []
     for port, name in zip(INPUTS[5:], names, strict=True):
         tensor = ir.Tensor(unique.values[name], name=port.name)
-        constants.append(
-            ir.Value(name=port.name, type=ir.TensorType(integer), shape=tensor.shape, const_value=tensor)
-        )
+        constants.append(ir.Value(name=port.name, type=ir.TensorType(integer), shape=tensor.shape, const_value=tensor))
     node = ir.node(
         OP_TYPE,
         [*inputs, *constants],

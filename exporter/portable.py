@@ -17,10 +17,11 @@ import onnx_ir as ir
 from svdit.exporter.graph import attention_nodes
 from svdit.exporter.key_lists import Batch, batches, positions, text_range, uniform_size
 from svdit.exporter.node_builder import Constants, NodeBuilder
+from svdit.exporter.op_schema import DOMAIN
 from svdit.plans.tables import FULL, SKIP, Tables
 
-SCORE_ELEMENTS = 4 << 20
-"""Most scores computed at once (16 MiB): docs/export.md has the measurement."""
+SCORE_ELEMENTS = 16 << 20
+"""Most scores computed at once (64 MiB): few rows at a time cost more in packing keys than the cache gives back."""
 ROW_STEP = 128
 """Query rows of a cut batch are a multiple of this."""
 MASKED = -1e30
@@ -33,18 +34,32 @@ def expand_sparse(model: ir.Model, tables: Tables, stage: int) -> ir.Model:
 
 
 def expand_dense(model: ir.Model, tables: Tables) -> ir.Model:
-    """Replace every SparseAttention node by dense attention: the baseline."""
-    return _expand(model, tables, lambda layer: np.full_like(tables.head_pattern[layer][0], FULL))
+    """Replace every SparseAttention node by dense attention: the baseline, in ONNX Runtime's fastest form.
+
+    That is com.microsoft.MultiHeadAttention (docs/export.md has the comparison). It takes no text length, so
+    sequences with text get the chunked standard operators instead.
+    """
+    if tables.text_tokens:
+        return _expand(model, tables, lambda layer: np.full_like(tables.head_pattern[layer][0], FULL))
+    model.graph.opset_imports["com.microsoft"] = 1
+    return _replace_each(model, lambda node, build, layer: _fused(node, build))
 
 
 def _expand(model: ir.Model, tables: Tables, patterns_of: Callable[[int], np.ndarray]) -> ir.Model:
+    def one(node: ir.Node, build: NodeBuilder, layer: int) -> ir.Value:
+        scale = node.attributes["scale"].as_float()
+        nodes = Portable(build, tables, node.inputs[4], scale)
+        return nodes.attention(*node.inputs[:3], patterns_of(layer))
+
+    return _replace_each(model, one)
+
+
+def _replace_each(model: ir.Model, make: Callable[[ir.Node, NodeBuilder, int], ir.Value]) -> ir.Model:
+    """Put what `make` builds in the place of each SparseAttention node; layers are counted in graph order."""
     constants = Constants(model.graph, "attention/")
     for layer, node in enumerate(attention_nodes(model)):
         build = NodeBuilder(constants, node.name.rpartition("/")[0] or "attention")
-        q, k, v = node.inputs[:3]
-        text_len = node.inputs[4]
-        scale = node.attributes["scale"].as_float()
-        result = Portable(build, tables, text_len, scale).attention(q, k, v, patterns_of(layer))
+        result = make(node, build, layer)
         model.graph.insert_before(node, build.nodes)
         old = node.outputs[0]
         if old in model.graph.outputs:
@@ -52,8 +67,22 @@ def _expand(model: ir.Model, tables: Tables, patterns_of: Callable[[int], np.nda
             model.graph.outputs[list(model.graph.outputs).index(old)] = result
         old.replace_all_uses_with(result)
         model.graph.remove(node, safe=True)
-    model.graph.opset_imports.pop("svdit", None)
+    model.graph.opset_imports.pop(DOMAIN, None)
     return model
+
+
+def _fused(node: ir.Node, build: NodeBuilder) -> ir.Value:
+    b, n, h, d = node.inputs[0].shape
+    flat = [build.reshape(x, [b, n, h * d], f"{name}_flat") for name, x in zip("qkv", node.inputs[:3], strict=True)]
+    out = build.add(
+        "MultiHeadAttention",
+        flat,
+        [b, n, h * d],
+        domain="com.microsoft",
+        num_heads=int(h),
+        scale=node.attributes["scale"].as_float(),
+    )
+    return build.reshape(out, [b, n, h, d], "attended")
 
 
 class Portable:
@@ -72,7 +101,8 @@ class Portable:
         """q, k, v [B, N, H, D] and the pattern of each head [H] to the output [B, N, H, D]."""
         build = self.build
         scaled = build.add("Mul", [q, build.constant(np.float32(self.scale), "scale")], q.shape, label="q_scaled")
-        by_head = [build.transpose(x, [0, 2, 1, 3], f"{name}_heads") for name, x in zip("qkv", (scaled, k, v), strict=True)]
+        named = zip("qkv", (scaled, k, v), strict=True)
+        by_head = [build.transpose(x, [0, 2, 1, 3], f"{name}_heads") for name, x in named]
         order, parts = [], []
         for pattern in sorted({int(p) for p in head_pattern}):
             heads = np.flatnonzero(head_pattern == pattern)
@@ -166,9 +196,7 @@ class Portable:
             shape = [batch, 1, 1, tokens]
             valid = self.build.add("Less", [index, lengths], shape, label="text_valid", dtype=ir.DataType.BOOL)
             choices = [self.build.constant(np.float32(x), "bias") for x in (0, MASKED)]
-            self._bias = self.build.add(
-                "Where", [valid, *choices], shape, label="text_bias", dtype=ir.DataType.FLOAT
-            )
+            self._bias = self.build.add("Where", [valid, *choices], shape, label="text_bias", dtype=ir.DataType.FLOAT)
         return self._bias
 
     def _zero_if_no_key(self, out: ir.Value, batch: Batch, label: str) -> ir.Value:
@@ -180,6 +208,7 @@ class Portable:
         first = int(index[0]) - text_range(self.tables)[0]
         lengths = self.build.reshape(self.text_len, [self.text_len.shape[0], 1, 1, 1], f"{label}/text_len")
         limit = self.build.constant(np.array(first, dtype=np.int32), "first_text")
-        some = self.build.add("Greater", [lengths, limit], lengths.shape, label=f"{label}/any_key", dtype=ir.DataType.BOOL)
+        shape, kind = lengths.shape, ir.DataType.BOOL
+        some = self.build.add("Greater", [lengths, limit], shape, label=f"{label}/any_key", dtype=kind)
         zero = self.build.constant(np.float32(0), "bias")
         return self.build.add("Where", [some, out, zero], out.shape, label=f"{label}/output_or_zero", dtype=out.dtype)

@@ -5,7 +5,6 @@ Nothing here reads a weight before `load` is called: a safetensors header says a
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -107,9 +106,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise complain(f"{path}: header", shown(header), "a JSON object")
     start = 8 + length
-    tensors = {
-        key: _entry(path, key, value, start) for key, value in header.items() if key != "__metadata__"
-    }
+    tensors = {key: _entry(path, key, value, start) for key, value in header.items() if key != "__metadata__"}
     end = max((t.offset + t.length for t in tensors.values()), default=start)
     if end != size:
         raise complain(f"{path}: size", f"{size} bytes", f"{end}, as its header says", "download it again")
@@ -126,9 +123,11 @@ def _entry(path: Path, key: str, value: object, start: int) -> StoredTensor:
     if not numbers_fine:
         raise complain(where, shown(value), "dtype, shape and data_offsets")
     if dtype not in ITEM_SIZE:
-        raise complain(f"{where}: dtype", shown(dtype), "one of " + ", ".join(ITEM_SIZE), "quantised files are not read")
-    if end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
-        raise complain(f"{where}: bytes", end - begin, f"{math.prod(shape) * ITEM_SIZE[dtype]} for {dtype} {list(shape)}")
+        expected = "one of " + ", ".join(ITEM_SIZE)
+        raise complain(f"{where}: dtype", shown(dtype), expected, "quantised files are not read")
+    expected = math.prod(shape) * ITEM_SIZE[dtype]
+    if end - begin != expected:
+        raise complain(f"{where}: bytes", end - begin, f"{expected} for {dtype} {list(shape)}")
     return StoredTensor(key, path, dtype, shape, start + begin, end - begin)
 
 
@@ -181,5 +180,3 @@ def load(module: torch.nn.Module, where: Mapping[str, StoredTensor], device: str
         parameter.requires_grad_(False)
     if any(p.device == torch.device("meta") for p in module.parameters()):
         raise AssertionError("a parameter was not loaded")
-
-

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from svdit.plans.tiles import Tiling
 
-    AttentionFn = Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor], torch.Tensor
-    ]
+    AttentionFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor], torch.Tensor]
     """(q, k, v, layer, stage, text_len) -> output; q, k, v and output are [B, N, H, D] in tile order,
     stage is int32 [1] and text_len int32 [B]."""
 
@@ -83,7 +81,9 @@ class ModelAdapter(ABC):
         """
 
     @abstractmethod
-    def traced_denoiser(self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str) -> TracedDenoiser:
+    def traced_denoiser(
+        self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str
+    ) -> TracedDenoiser:
         """The same module on the meta device, with where each of its values is to be found. No weight is read."""
 
     @abstractmethod

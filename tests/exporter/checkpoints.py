@@ -14,14 +14,30 @@ VOCABULARY = {
     "speed": ["slow", "medium", "fast"],
 }
 TINY = {
-    "patch_size": (1, 4, 4), "num_attention_heads": 2, "attention_head_dim": 64, "in_channels": 3, "out_channels": 3,
-    "text_dim": 32, "freq_dim": 64, "ffn_dim": 96, "num_layers": 2, "rope_max_seq_len": 64,
+    "patch_size": (1, 4, 4),
+    "num_attention_heads": 2,
+    "attention_head_dim": 64,
+    "in_channels": 3,
+    "out_channels": 3,
+    "text_dim": 32,
+    "freq_dim": 64,
+    "ffn_dim": 96,
+    "num_layers": 2,
+    "rope_max_seq_len": 64,
 }
 TINY_VIDEO = (4, 24, 24)
 """Grid 4 x 6 x 6 = 144 tokens."""
 WAN = {
-    "patch_size": (1, 2, 2), "num_attention_heads": 3, "attention_head_dim": 64, "in_channels": 16, "out_channels": 16,
-    "text_dim": 48, "freq_dim": 32, "ffn_dim": 80, "num_layers": 2, "rope_max_seq_len": 32,
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 3,
+    "attention_head_dim": 64,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 48,
+    "freq_dim": 32,
+    "ffn_dim": 80,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
 }
 
 

@@ -36,7 +36,7 @@ class SparseAttention(OpRun):
 
     op_domain = "svdit"
 
-    def _run(self, *inputs, scale, text_tokens, text_first, patterns, grid, tile, plugin_namespace):  # noqa: ARG002
+    def _run(self, *inputs, scale, text_tokens, text_first, patterns, grid, tile, plugin_namespace):
         torch_op.load()
         tensors = [torch.from_numpy(np.array(x)) for x in inputs]
         result = torch.ops.svdit.sparse_attention(*tensors, scale, text_tokens, bool(text_first))

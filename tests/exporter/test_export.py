@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from svdit.exporter.attention import PlanAttention, dense
-from svdit.exporter.export import export, trace_denoiser
+from svdit.exporter.export import export, rewrite, trace_denoiser
+from svdit.exporter.graph import weight_files
 from svdit.exporter.models.registry import adapter
 from svdit.exporter.op_schema import ATTRIBUTES, INPUTS, register_schema
 from svdit.plans.bundle import read_bundle
 from svdit.plans.errors import SvditError
-from svdit.plans.patterns import Diagonal
-from svdit.plans.schema import template
+from svdit.plans.patterns import Diagonal, MultiDiagonal
+from svdit.plans.schema import Plan, Stage, template
 from svdit.plans.tables import tables_of
 from tests.exporter.graphs import external, load_resolved, run_in_python
 from tests.tolerance import rel_l2
@@ -66,10 +70,36 @@ def test_portable_and_plugin_equal_torch(bundles, tiny_checkpoint, tiny_plan, fe
     want = truth(tiny_checkpoint, tiny_plan, feed, PlanAttention(tables_of(tiny_plan)), stage)
     portable = on_onnxruntime(bundles["portable"].path / f"dit.stage{stage}.onnx", feed)
     assert rel_l2(portable, want) <= 1e-5
-    plugin = run_in_python(
-        bundles["plugin"].path / "dit.onnx", {**feed, "stage": np.array([stage], dtype=np.int32)}
-    )
+    plugin = run_in_python(bundles["plugin"].path / "dit.onnx", {**feed, "stage": np.array([stage], dtype=np.int32)})
     assert rel_l2(plugin, want) <= 1e-5
+
+
+def test_shipped_model(tmp_path):
+    """The weights that come with the package, at a small grid: one trace, both variants, against torch."""
+    model = adapter("tiny")
+    checkpoint = model.packaged_checkpoint()
+    geometry = dataclasses.replace(model.geometry(checkpoint), grid=(4, 9, 10))
+    patterns = {"d": Diagonal(frames=1), "m": MultiDiagonal(rows=0, cols=0)}
+    plan = Plan("tiny", geometry, (1, 8, 8), patterns, (Stage(1.0, (("d", "m", "full", "skip"),) * 8),), {})
+    traced = trace_denoiser(model, checkpoint, plan, "fp32", 2)
+    generator = torch.Generator().manual_seed(1)
+    feed = {
+        "hidden_states": torch.randn(2, *model.latent_shape(geometry), generator=generator).numpy(),
+        "timestep": np.array([900.0, 900.0], dtype=np.float32),
+        "encoder_hidden_states": model.encode_prompts(checkpoint, ["", "red circle moving right"]).numpy(),
+    }
+    want = truth(checkpoint, plan, feed, PlanAttention(tables_of(plan)))
+    for file in weight_files(traced.parameters):
+        shutil.copy(file, tmp_path)
+    for variant in ("portable", "plugin"):
+        (graph,) = rewrite(traced, plan, variant).values()
+        path = tmp_path / f"{variant}.onnx"
+        path.write_bytes(ir.to_proto(graph[0]).SerializeToString())
+        if variant == "portable":
+            got = on_onnxruntime(path, feed)
+        else:
+            got = run_in_python(path, {**feed, "stage": np.zeros(1, dtype=np.int32)})
+        assert rel_l2(got, want) <= 1e-5
 
 
 def test_stages_differ(tiny_checkpoint, tiny_plan, feed):
@@ -162,13 +192,15 @@ def test_weights_are_not_copied(bundles, tiny_checkpoint, variant):
         assert (bundle.path / weight.file).samefile(folder / weight.file)
 
 
-def test_operators_are_standard_in_portable_and_dense(bundles):
-    for variant in ("portable", "dense"):
+def test_operators_of_portable_and_dense(bundles, tiny_plan):
+    for variant, domains in (("portable", {""}), ("dense", {"", "com.microsoft"})):
         for graph in bundles[variant].manifest.graphs:
             model = onnx.load(str(bundles[variant].path / graph.file), load_external_data=False)
-            assert {n.domain for n in model.graph.node} == {""}
+            assert {n.domain for n in model.graph.node} == domains == {o.domain for o in model.opset_import}
             operators = collections.Counter(n.op_type for n in model.graph.node)
             assert not operators.keys() & {"ScatterND", "ScatterElements", "Loop", "If", "SequenceAt"}
+            if variant == "dense":
+                assert operators["MultiHeadAttention"] == tiny_plan.geometry.layers
 
 
 def test_manifest(bundles, tiny_plan, tiny_checkpoint):
@@ -257,15 +289,15 @@ def test_a_failed_export_leaves_the_older_bundle(trace_once, tmp_path, own_tiny,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "checkpoint"]
 
 
-def test_symbolic_links_where_hard_links_are_refused(trace_once, tmp_path, tiny_checkpoint, tiny_plan, monkeypatch, feed):
+def test_symbolic_links(trace_once, tmp_path, tiny_checkpoint, tiny_plan, monkeypatch, feed):
+    """They are made where hard links are refused; copies are the last resort."""
+
     def refuse(*args, **kwargs):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
     notes = []
-    bundle = export(
-        "tiny", tiny_plan, tmp_path / "b", checkpoint=tiny_checkpoint, variant="dense", note=notes.append
-    )
+    bundle = export("tiny", tiny_plan, tmp_path / "b", checkpoint=tiny_checkpoint, variant="dense", note=notes.append)
     assert all((bundle.path / weight.file).is_symlink() for weight in bundle.manifest.weights)
     assert len(notes) == len(bundle.manifest.weights) and "--copy-weights" in notes[0]
     options = ort.SessionOptions()  # how a runtime reads such a bundle (docs/export.md)
@@ -276,9 +308,7 @@ def test_symbolic_links_where_hard_links_are_refused(trace_once, tmp_path, tiny_
     assert rel_l2(session.run(None, feed)[0], truth(tiny_checkpoint, tiny_plan, feed, dense)) <= 1e-5
     monkeypatch.setattr(os, "symlink", refuse)
     notes.clear()
-    bundle = export(
-        "tiny", tiny_plan, tmp_path / "c", checkpoint=tiny_checkpoint, variant="dense", note=notes.append
-    )
+    bundle = export("tiny", tiny_plan, tmp_path / "c", checkpoint=tiny_checkpoint, variant="dense", note=notes.append)
     assert not any((bundle.path / weight.file).is_symlink() for weight in bundle.manifest.weights)
     assert "copy" in notes[0]
 

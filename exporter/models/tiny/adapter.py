@@ -75,5 +75,3 @@ class TinyAdapter(WanAdapter):
         if latents.ndim != 5 or latents.shape[1] != self.published.out_channels:
             raise complain("latents", list(latents.shape), f"[B, {self.published.out_channels}, f, h, w]")
         return pixels(latents)
-
-

@@ -68,7 +68,9 @@ class WanAdapter(ModelAdapter):
             module.get_submodule(owner).register_buffer(leaf, torch.from_numpy(value).to(device), persistent=False)
         return module.eval()
 
-    def traced_denoiser(self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str) -> TracedDenoiser:
+    def traced_denoiser(
+        self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str
+    ) -> TracedDenoiser:
         import torch
 
         from svdit.exporter.models.wan.model import WanDenoiser, constants

@@ -43,8 +43,16 @@ class WanConfig:
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "patch_size", integers(self.patch_size, "patch_size", 3, low=1))
-        for name in ("num_attention_heads", "attention_head_dim", "in_channels", "text_dim", "freq_dim", "ffn_dim",
-                     "num_layers", "rope_max_seq_len"):
+        for name in (
+            "num_attention_heads",
+            "attention_head_dim",
+            "in_channels",
+            "text_dim",
+            "freq_dim",
+            "ffn_dim",
+            "num_layers",
+            "rope_max_seq_len",
+        ):
             integer(getattr(self, name), name, low=1)
         put(self, "out_channels", integer(self.out_channels or self.in_channels, "out_channels", low=1))
         for name in ("attention_head_dim", "freq_dim"):

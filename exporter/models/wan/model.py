@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from svdit.exporter.models.wan.config import ROPE_THETA, WanConfig
 from svdit.exporter.token_order import permute_tokens
@@ -83,7 +83,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (None, None) if self.weight is None else (self.weight.float(), self.bias.float())
-        return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps)
+        return functional.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps)
 
 
 class Attention(nn.Module):
@@ -108,7 +108,13 @@ class Attention(nn.Module):
 
 class SelfAttention(Attention):
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], attention: AttentionFn, layer: int, stage: Tensor, text_len: Tensor
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention: AttentionFn,
+        layer: int,
+        stage: Tensor,
+        text_len: Tensor,
     ) -> Tensor:
         q, k, v = self.project(x, x)
         out = attention(apply_rope(q, *rope), apply_rope(k, *rope), v, layer, stage, text_len)
@@ -123,7 +129,7 @@ class CrossAttention(Attention):
         if torch.compiler.is_exporting():  # a plainer graph than the exporter's own expansion
             out = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
         else:
-            out = F.scaled_dot_product_attention(q, k, v)
+            out = functional.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
 
 
@@ -132,10 +138,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(width, inner)}), nn.Identity(), nn.Linear(inner, width)])
+        first = nn.ModuleDict({"proj": nn.Linear(width, inner)})
+        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(inner, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0]["proj"](x), approximate="tanh"))
+        return self.net[2](functional.gelu(self.net[0]["proj"](x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -162,7 +169,8 @@ class Block(nn.Module):
         stage: Tensor,
         text_len: Tensor,
     ) -> Tensor:
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = (self.scale_shift_table.float() + modulation.float()).chunk(6, 1)
+        modulated = self.scale_shift_table.float() + modulation.float()
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = modulated.chunk(6, 1)
         normed = (self.norm1(x) * (1 + scale) + shift).to(x.dtype)
         attended = self.attn1(normed, rope, attention, self.layer, stage, text_len)
         x = (x.float() + attended.float() * gate).to(x.dtype)
@@ -198,7 +206,7 @@ class ConditionEmbedder(nn.Module):
         """timestep [B], text [B, L, E] to time [B, C], modulation [B, 6, C], text [B, L, C]."""
         angle = timestep.float()[:, None] * self.frequencies[None]
         time = self.time_embedder(torch.cat([angle.cos(), angle.sin()], dim=-1)).to(text.dtype)
-        modulation = self.time_proj(F.silu(time)).unflatten(1, (6, -1))
+        modulation = self.time_proj(functional.silu(time)).unflatten(1, (6, -1))
         return time, modulation, self.text_embedder(text)
 
 

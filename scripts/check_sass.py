@@ -35,26 +35,33 @@ def functions(library: Path) -> dict[str, list[str]]:
 def defects(name: str, code: list[str]) -> list[str]:
     """What must not be: see docs/kernels.md, "What the build checks"."""
     found = []
-    wide = "Li128" in name
-    products = [text for text in code if "HGMMA" in text]
-    per_step = (8 if wide else 4) + 8
-    steps = sum("BAR.ARV" in text for text in code) - 1  # one hand-over a step, and one before the first
-    if steps < 2 or len(products) != per_step * steps + (8 if wide else 4):
-        found.append(f"{len(products)} HGMMA for {steps} steps of {per_step} and one first block")
+    scores = 8 if "Li128" in name else 4
+    products = sum("HGMMA" in text for text in code)
+    turns = sum("BAR.ARV" in text for text in code)
+    if turns:  # one hand-over a step, and one before the first
+        steps, first_blocks = turns - 1, 1
+    else:  # two blocks of scores in a warpgroup; the first step has code of its own
+        steps, first_blocks = 3, 2
+    if steps < 2 or products != (scores + 8) * steps + scores * first_blocks:
+        found.append(f"{products} HGMMA for {steps} steps of {scores + 8} and {first_blocks} first blocks of {scores}")
     local = [text for text in code if re.search(r"\b(LDL|STL)\b", text)]
     if local:
         found.append(f"{len(local)} accesses to local memory, e.g. {local[0]}")
     arrivals = sum("WARPGROUP.ARRIVE" in text for text in code)
-    if arrivals != 2 * steps + 1:
-        found.append(f"{arrivals} WARPGROUP.ARRIVE; {2 * steps + 1} expected: products are serialised")
-    found += _late_exponentials(code)
+    if arrivals != 2 * steps + first_blocks:
+        found.append(f"{arrivals} WARPGROUP.ARRIVE; {2 * steps + first_blocks} expected: products are serialised")
+    found += _late_exponentials(code, bool(turns))
     return found
 
 
-def _late_exponentials(code: list[str]) -> list[str]:
-    """Between the wait for S and the wait for O there must be a tile's exponentials."""
+def _late_exponentials(code: list[str], turns: bool) -> list[str]:
+    """Between the scores (with turns: the wait for them) and the wait for the output: a block's exponentials."""
     waits = [i for i, text in enumerate(code) if "WARPGROUP.DEPBAR" in text]
-    first = [i for i in waits if "0x1" in code[i].split(",")[-1]]
+    if turns:
+        first = [i for i in waits if "0x1" in code[i].split(",")[-1]]
+    else:
+        products = [i for i, text in enumerate(code) if "HGMMA" in text]
+        first = [max(i for i in products if i < wait) for wait in waits[2:]]  # after the two of the first block
     found = []
     for i in first:
         after = next((j for j in waits if j > i), len(code))

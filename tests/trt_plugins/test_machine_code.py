@@ -31,6 +31,19 @@ def test_a_healthy_kernel_has_no_defects():
     assert check_sass.defects("Li64", [*first(), *step(), *step()]) == []
 
 
+def test_two_blocks_of_scores_are_recognised():
+    scores = ["WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 4]
+    products = ["WARPGROUP.ARRIVE", *["HGMMA.64x64x16"] * 8, *scores]
+    wait = ["WARPGROUP.DEPBAR.LE gsb0, 0x0"]
+    early = [*scores, *wait, *scores, *wait, *products]
+    body = [*["MUFU.EX2 R2, R2"] * 64, *wait, *products]
+    assert check_sass.defects("Li64", [*early, *body, *body]) == []
+    hoisted = [*wait, *["MUFU.EX2 R2, R2"] * 64, *products]
+    assert check_sass.defects("Li64", [*early, *body, *hoisted]) == [
+        "0 exponentials before the wait for the output; 64 expected"
+    ]
+
+
 def test_defects_are_named():
     code = [*first(), *step(), *step()]
     assert "local memory" in check_sass.defects("Li64", [*code, "LDL R1, [R1]"])[0]

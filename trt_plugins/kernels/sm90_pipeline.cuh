@@ -24,6 +24,13 @@ struct Sm90Config {
 #else
   static constexpr int kStages = kHeadDim == 128 ? 2 : 4;
 #endif
+#ifdef SVDIT_TWO_SCORES
+  static constexpr bool kTwoScores = kHeadDim == 64;
+#else
+  static constexpr bool kTwoScores = false;
+#endif
+  static constexpr int kQuerySlots = kTwoScores ? 3 : 2;  // items that can be in work at once, and one to load
+  static constexpr int kStopMarks = kTwoScores ? 2 : 1;   // blocks whose scores are issued beyond the last
   static constexpr int kMathWarpgroups = 2;
   static constexpr int kMathThreads = kMathWarpgroups * 128;
   static constexpr int kThreads = kMathThreads + 128;
@@ -34,7 +41,7 @@ struct Sm90Config {
   static constexpr uint32_t kHalfBytes = kBlockRows * 128;  // 128 rows x 64 columns
   static constexpr uint32_t kBlockBytes = kHalfBytes * (kHeadDim / 64);
   static constexpr uint32_t kQuery = 0;
-  static constexpr uint32_t kKeys = kQuery + 2 * kBlockBytes;
+  static constexpr uint32_t kKeys = kQuery + kQuerySlots * kBlockBytes;
   static constexpr uint32_t kValues = kKeys + kStages * kBlockBytes;
   static constexpr uint32_t kOutput = kValues + kStages * kBlockBytes;
   static constexpr uint32_t kControl = kOutput + kBlockBytes;
@@ -45,26 +52,29 @@ constexpr int kBlockRowsMask = 0xff;
 constexpr int kBlockIsLast = 1 << 8;
 constexpr int kBlockIsStop = 1 << 9;
 
-template <int kStages>
-struct Control {
+template <int kStages, int kQuerySlots>
+struct ControlOf {
   uint64_t keys_full[kStages];
   uint64_t keys_empty[kStages];
   uint64_t values_full[kStages];
   uint64_t values_empty[kStages];
-  uint64_t query_empty[2];
+  uint64_t query_empty[kQuerySlots];
   uint64_t item_full;
   uint64_t item_empty;
   int block[kStages];
-  QueryRows query[2];
+  QueryRows query[kQuerySlots];
   WorkItem item;
   Rows chunk[kListChunk];
 };
+
+template <typename Config>
+using Control = ControlOf<Config::kStages, Config::kQuerySlots>;
 
 constexpr uint32_t kMaxSharedBytes = 232448;
 
 template <typename Config>
 constexpr uint32_t shared_bytes() {
-  constexpr uint32_t bytes = Config::kControl + sizeof(Control<Config::kStages>);
+  constexpr uint32_t bytes = Config::kControl + sizeof(Control<Config>);
   static_assert(bytes <= kMaxSharedBytes, "shared memory exceeded");
   return bytes;
 }

@@ -22,7 +22,7 @@ struct Sm90Params {
 };
 
 template <typename Config>
-__device__ __forceinline__ void init_barriers(Control<Config::kStages> &control) {
+__device__ __forceinline__ void init_barriers(Control<Config> &control) {
   constexpr int kMathWarps = Config::kMathThreads / 32;
   for (int i = 0; i < Config::kStages; ++i) {
     sm90::barrier_init(sm90::shared_address(&control.keys_full[i]), 1);
@@ -30,7 +30,7 @@ __device__ __forceinline__ void init_barriers(Control<Config::kStages> &control)
     sm90::barrier_init(sm90::shared_address(&control.keys_empty[i]), kMathWarps);
     sm90::barrier_init(sm90::shared_address(&control.values_empty[i]), kMathWarps);
   }
-  for (int i = 0; i < 2; ++i) sm90::barrier_init(sm90::shared_address(&control.query_empty[i]), kMathWarps);
+  for (int i = 0; i < Config::kQuerySlots; ++i) sm90::barrier_init(sm90::shared_address(&control.query_empty[i]), kMathWarps);
   sm90::barrier_init(sm90::shared_address(&control.item_full), 1);
   sm90::barrier_init(sm90::shared_address(&control.item_empty), 1);
   sm90::barrier_init_fence();
@@ -38,7 +38,7 @@ __device__ __forceinline__ void init_barriers(Control<Config::kStages> &control)
 
 // Scheduler warp: publishes items, each with the first kListChunk row ranges of its list.
 template <typename Config>
-__device__ __forceinline__ void schedule(const Sm90Params &params, Control<Config::kStages> &control) {
+__device__ __forceinline__ void schedule(const Sm90Params &params, Control<Config> &control) {
   const int lane = threadIdx.x % 32;
   Queue queue(params.tables, params.counter);
   uint32_t parity = 1;
@@ -61,7 +61,7 @@ class Sm90Producer {
   static constexpr int kStages = Config::kStages;
 
  public:
-  __device__ __forceinline__ Sm90Producer(const Sm90Params &params, Control<kStages> &control, uint32_t shared)
+  __device__ __forceinline__ Sm90Producer(const Sm90Params &params, Control<Config> &control, uint32_t shared)
       : params_(params), control_(control), shared_(shared), lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void run() {
@@ -75,7 +75,7 @@ class Sm90Producer {
       if (item_.rows == 0) break;
       feed(chunk);
     }
-    stop();
+    for (int i = 0; i < Config::kStopMarks; ++i) stop();
   }
 
  private:
@@ -101,8 +101,13 @@ class Sm90Producer {
     request();
     if (any) {
       load_values();
-      query_parity_ ^= query_slot_;
-      query_slot_ ^= 1;
+      if constexpr (Config::kQuerySlots == 2) {
+        query_parity_ ^= query_slot_;
+        query_slot_ ^= 1;
+      } else {
+        query_slot_ = query_slot_ == Config::kQuerySlots - 1 ? 0 : query_slot_ + 1;
+        query_parity_ ^= query_slot_ == 0 ? 1 : 0;
+      }
     } else {
       using T = typename Config::Element;
       store_zeros<T, Config::kHeadDim>(static_cast<T *>(params_.output), params_.tables.tokens, params_.tables.heads,
@@ -179,10 +184,11 @@ class Sm90Producer {
       control_.block[stage] = kBlockRows | kBlockIsStop;
       sm90::barrier_arrive(sm90::shared_address(&control_.keys_full[stage]));
     }
+    ++count_;
   }
 
   const Sm90Params &params_;
-  Control<kStages> &control_;
+  Control<Config> &control_;
   const uint32_t shared_;
   const int lane_;
   WorkItem item_;

@@ -132,7 +132,7 @@ def mean_density(measured: Measurement, segments: list[Segment]) -> float:
     return float(np.sum(kept) / segments[-1].stop)
 
 
-def rule_for_density(  # noqa: PLR0917 (the fields of a Rule)
+def rule_for_density(
     measured: Measurement,
     density: float,
     max_stages: int,

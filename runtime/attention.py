@@ -42,7 +42,7 @@ class DenseAttention:
     def __init__(self, tiling: Tiling) -> None:
         self.tiling = tiling
 
-    def __call__(  # noqa: PLR0917 (the adapters' signature)
+    def __call__(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -68,7 +68,7 @@ class OpAttention:
         self.head_pattern = [put(a) for a in self.tables.head_pattern]
         self.work_order = [put(a) for a in self.tables.work_order]
 
-    def __call__(  # noqa: PLR0917 (the adapters' signature)
+    def __call__(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -112,7 +112,7 @@ class MaskedAttention:
         sizes = torch.as_tensor(self.tiling.sizes, dtype=torch.int64)
         self.tile_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
 
-    def __call__(  # noqa: PLR0917 (the adapters' signature)
+    def __call__(
         self,
         q: torch.Tensor,
         k: torch.Tensor,
@@ -125,7 +125,7 @@ class MaskedAttention:
         return masked_attention(q, k, v, self.masks[heads], self.tile_of, text_bias(self.tiling, text_len))
 
 
-def masked_attention(  # noqa: PLR0917 (tensors first)
+def masked_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,

@@ -33,7 +33,7 @@ def main() -> None:
 @click.option("--list", "list_cases", is_flag=True, help="Name the cases and stop.")
 @json_option
 @reports_mistakes
-def attention(  # noqa: PLR0917 (options, by name)
+def attention(
     cases: tuple[str, ...],
     peers: tuple[str, ...],
     libraries: tuple[str, ...],

@@ -24,7 +24,7 @@ class MapRecorder:
             geometry.heads, 0, tiling.num_tiles, tiling.num_tiles, dtype=torch.bool, device=meter.device
         )
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:  # noqa: PLR0917
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:
         self.mass[layer] += self.meter.measure(q, k, v, self.none, text_len).mass
         return self.dense(q, k, v, layer, stage, text_len)
 
@@ -36,7 +36,7 @@ class ChoosingAttention:
     `power` [L, H] hold what was measured in it. Set `dense` for steps in which every head stays full.
     """
 
-    def __init__(  # noqa: PLR0917 (what to measure with, then what to measure)
+    def __init__(
         self,
         meter: TileErrorMeter,
         tiling: Tiling,
@@ -53,7 +53,7 @@ class ChoosingAttention:
         sizes = torch.as_tensor(tiling.sizes, dtype=torch.int64)
         self.tile_of = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(meter.device)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:  # noqa: PLR0917
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:
         masks = self.masks[layer if len(self.masks) > 1 else 0]
         found = self.meter.measure(q, k, v, masks, text_len, self.query_tiles)
         self.error[layer], self.power[layer] = found.error / found.count, found.power / found.count
@@ -71,7 +71,7 @@ class ChoosingAttention:
         return gathered_attention(self.tiling, q, k, v, head_masks, text_len)
 
 
-def gathered_attention(  # noqa: PLR0917 (tensors first)
+def gathered_attention(
     tiling: Tiling, q: Tensor, k: Tensor, v: Tensor, head_masks: Tensor, text_len: Tensor
 ) -> Tensor:
     """The reference op under one tile mask per head ([H, nT, nT] bool): reads kept keys only."""

@@ -52,7 +52,7 @@ class TileErrorMeter:
         self.text_tokens = tiling.geometry.text_tokens
         self.text_start = 0 if tiling.text_first else tiling.geometry.video_tokens
 
-    def measure(  # noqa: PLR0917 (tensors first)
+    def measure(
         self,
         q: Tensor,
         k: Tensor,

@@ -112,7 +112,7 @@ def token_mask(plan: dict, name: str) -> np.ndarray:
     return mask
 
 
-def attention(plan: dict, stage: int, layer: int, q, k, v, *, text_len, scale: float) -> np.ndarray:  # noqa: PLR0917
+def attention(plan: dict, stage: int, layer: int, q, k, v, *, text_len, scale: float) -> np.ndarray:
     """float64 [B, N, H, D] from q, k, v [B, N, H, D] in tile order; rows that see no key are zero."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
     out = np.zeros_like(q)

@@ -11,7 +11,7 @@ from svdit.trt_plugins import cuda_library, reference
 TABLES = ("stage", "text_len", "head_pattern", "tile_offsets", "row_offsets", "tile_index", "work_order")
 
 
-def sparse_attention(  # noqa: PLR0917 (the order of the operator's inputs)
+def sparse_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -39,7 +39,7 @@ def sparse_attention(  # noqa: PLR0917 (the order of the operator's inputs)
     return out
 
 
-def launch(  # noqa: PLR0917 (as above)
+def launch(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -26,7 +26,7 @@ Groups = tuple[tuple[Tensor, Tensor], ...]
 """For each set of query tiles with one key list: token positions of the queries, of the valid keys."""
 
 
-def sparse_attention(  # noqa: PLR0917 (the order of the operator's inputs)
+def sparse_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -97,7 +97,7 @@ class _Rows:
             out.view(-1, out.shape[-1]).index_copy_(0, self.flat, value.reshape(-1, out.shape[-1]))
 
 
-def check_tensors(  # noqa: PLR0917 (the order of the operator's inputs)
+def check_tensors(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -58,7 +58,7 @@ def embeddings(prompts: int) -> tuple[torch.Tensor, torch.Tensor]:
     return text, torch.full((1, 2, 3), 0.1)
 
 
-def by_hand(  # noqa: PLR0917 (the loop's arguments)
+def by_hand(
     noise: torch.Tensor, text: torch.Tensor, uncond: torch.Tensor, steps: int, guidance: float, shift: float
 ) -> np.ndarray:
     """Rectified flow by Euler steps on shifted sigmas in float64, one prompt at a time."""

@@ -42,7 +42,7 @@ def attention_inputs(adapter, checkpoint, tiling):
     """q, k, v of every layer at the first step, recorded under dense attention; rows of all prompts."""
     calls = []
 
-    def record(q, k, v, layer, stage, text_len):  # noqa: PLR0917 (the adapters' signature)
+    def record(q, k, v, layer, stage, text_len):
         calls.append((q, k, v))
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
@@ -106,7 +106,7 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_an_interrupted_search_goes_on_to_the_same_plan(  # noqa: PLR0917 (fixtures)
+def test_an_interrupted_search_goes_on_to_the_same_plan(
     adapter, checkpoint, found, tmp_path, monkeypatch, after
 ):
     state, write, count = tmp_path / "s.search.npz", measure.write_state, []

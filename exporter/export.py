@@ -146,12 +146,7 @@ def trace_denoiser(
     tables = tables_of(plan)
     attention = SymbolicAttention(tables)
     denoiser = adapter.traced_denoiser(checkpoint, plan.tiling(), attention, dtype=COMPUTE_TYPES[precision])
-    inputs = (
-        TensorSpec("hidden_states", "float32", (batch, *adapter.latent_shape(plan.geometry, checkpoint))),
-        TensorSpec("timestep", "float32", (batch,)),
-        TensorSpec("encoder_hidden_states", "float32", (batch, *adapter.text_shape(checkpoint))),
-        TensorSpec("stage", "int32", (1,)),
-    )
+    inputs = adapter.inputs(checkpoint, plan.geometry, batch)
     examples = {x.name: torch.empty(x.shape, dtype=getattr(torch, x.dtype), device="meta") for x in inputs}
     model = graph.trace(denoiser.module, examples, OUTPUT)
     report("tidy")
@@ -159,7 +154,7 @@ def trace_denoiser(
     values = {f"attention.{name}": value for name, value in attention.unique.values.items()}
     graph.bind_constants(model, {**denoiser.buffers, **values})
     graph.bind_weights(model, denoiser.parameters)
-    outputs = (TensorSpec(OUTPUT, "float32", inputs[0].shape),)
+    outputs = (TensorSpec(OUTPUT, "float32", tuple(int(n) for n in model.graph.outputs[0].shape)),)
     return Traced(model, denoiser.parameters, tables, inputs, outputs)
 
 

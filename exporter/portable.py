@@ -21,7 +21,9 @@ from svdit.exporter.op_schema import DOMAIN
 from svdit.plans.tables import FULL, SKIP, Tables
 
 SCORE_ELEMENTS = 16 << 20
-"""Most scores computed at once (64 MiB): few rows at a time cost more in packing keys than the cache gives back."""
+"""Most scores computed at once (64 MiB); heads are taken one after another before rows get few."""
+WIDE = 1024
+"""Query rows from which packing the keys for a product no longer shows: docs/export.md has the measurement."""
 ROW_STEP = 128
 """Query rows of a cut batch are a multiple of this."""
 MASKED = -1e30
@@ -105,17 +107,28 @@ class Portable:
         by_head = [build.transpose(x, [0, 2, 1, 3], f"{name}_heads") for name, x in named]
         order, parts = [], []
         for pattern in sorted({int(p) for p in head_pattern}):
-            heads = np.flatnonzero(head_pattern == pattern)
-            order.extend(heads)
+            every = np.flatnonzero(head_pattern == pattern)
+            order.extend(every)
             label = self.tables.pattern_names[pattern]
             if pattern == SKIP:
-                parts.append(self._zeros(by_head[0], len(heads), by_head[0].shape[2], label))
-            else:
+                parts.append(self._zeros(by_head[0], len(every), by_head[0].shape[2], label))
+                continue
+            together = self._heads_at_once(pattern, q.shape[0])
+            for start in range(0, len(every), together):
+                heads = every[start : start + together]
                 taken = [build.take(x, heads, 1, f"{label}/{name}") for name, x in zip("qkv", by_head, strict=True)]
                 parts.append(self._pattern(*taken, pattern, label))
         joined = build.concat(parts, 1, "heads")
         joined = build.take(joined, np.argsort(order), 1, "heads_in_order")
         return build.transpose(joined, [0, 2, 1, 3], "attended")
+
+    def _heads_at_once(self, pattern: int, batch: int) -> int:
+        """Heads that leave room for WIDE query rows against the longest key list."""
+        sizes = np.diff(self.tables.tile_offsets)
+        work = batches(self.tables, pattern)
+        rows = min(WIDE, max(len(item.queries) for item in work))
+        keys = max(int(sizes[list(item.key_tiles)].sum()) for item in work)
+        return max(1, SCORE_ELEMENTS // (batch * rows * max(keys, 1)))
 
     def _pattern(self, q: ir.Value, k: ir.Value, v: ir.Value, pattern: int, label: str) -> ir.Value:
         """[B, h, N, D] each; the output rows are brought back to sequence order at the end."""

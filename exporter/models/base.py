@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from svdit.plans.bundle import TensorSpec
 from svdit.plans.errors import complain
 from svdit.plans.geometry import Geometry
 
@@ -45,6 +46,8 @@ class ModelAdapter(ABC):
 
     name: str
     """What users type after --model, and what plans carry as their model."""
+    fixed_geometry: tuple[str, ...] = ("layers", "heads", "head_dim", "text_tokens", "text_position")
+    """Fields of a plan's geometry that must be the checkpoint's own; the grid may differ in size."""
 
     def packaged_checkpoint(self) -> Path | None:
         """The checkpoint shipped with the package, or None where users bring their own."""
@@ -69,16 +72,36 @@ class ModelAdapter(ABC):
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:
         """(L, E) of the denoiser's text input."""
 
-    @abstractmethod
+    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int) -> tuple[TensorSpec, ...]:
+        """What the denoiser's forward takes, in its order. The first four are every model's; others follow `stage`."""
+        return (
+            TensorSpec("hidden_states", "float32", (batch, *self.latent_shape(geometry, checkpoint))),
+            TensorSpec("timestep", "float32", (batch,)),
+            TensorSpec("encoder_hidden_states", "float32", (batch, *self.text_shape(checkpoint))),
+            TensorSpec("stage", "int32", (1,)),
+        )
+
     def denoiser(
         self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str = "float32", device: str = "cpu"
     ) -> torch.nn.Module:
         """The denoiser with its weights loaded, its self-attention through `attention`.
 
-        Its forward takes hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states [B, L, E] and stage
-        int32 [1], and returns the prediction [B, C, f, h, w]. The attribute `attention` may be replaced later.
-        Raises SvditError for a checkpoint that is not this model's or a tiling that contradicts it.
+        Its forward takes what `inputs` lists: hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states
+        [B, L, E], stage int32 [1] and whatever else the model has; it returns the prediction [B, C, f, h, w]. The
+        attribute `attention` may be replaced later. Raises SvditError for a checkpoint that is not this model's or
+        a tiling that contradicts it.
         """
+        import torch
+
+        from svdit.exporter import weights
+
+        traced = self.traced_denoiser(checkpoint, tiling, attention, dtype=dtype)
+        module = traced.module
+        weights.load(module, traced.parameters, device)
+        for name, value in traced.buffers.items():
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner).register_buffer(leaf, torch.from_numpy(value).to(device), persistent=False)
+        return module.eval()
 
     @abstractmethod
     def traced_denoiser(
@@ -90,6 +113,21 @@ class ModelAdapter(ABC):
     def sampling(self, checkpoint: Path) -> Sampling:
         """Steps, guidance and scheduler of this checkpoint."""
 
+    def scheduler(self, checkpoint: Path) -> object:
+        """The diffusers scheduler that the pipeline folder names. Raises SvditError when there is none."""
+        import diffusers
+
+        from svdit.exporter import weights
+
+        path = Path(checkpoint) / "scheduler" / "scheduler_config.json"
+        if not path.is_file():
+            raise complain(f"checkpoint {checkpoint}", "no scheduler/scheduler_config.json", "a pipeline folder")
+        config = weights.read_json(path, "a scheduler's config")
+        cls = getattr(diffusers, str(config.get("_class_name")), None)
+        if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+            raise complain(f"{path}: $._class_name", config.get("_class_name"), "a scheduler of diffusers")
+        return cls.from_config(config)
+
     @abstractmethod
     def encode_prompts(self, checkpoint: Path, prompts: list[str]) -> torch.Tensor:
         """Text embeddings float32 [B, L, E]; "" is the unconditional prompt."""
@@ -99,9 +137,9 @@ class ModelAdapter(ABC):
         """Latents [B, C, f, h, w] to uint8 videos [B, frames, height, width, 3]."""
 
     def check_geometry(self, checkpoint: Path, geometry: Geometry) -> None:
-        """Raise SvditError where a plan's geometry contradicts the checkpoint; the grid may differ in size."""
+        """Raise SvditError where a plan's geometry contradicts the checkpoint in one of `fixed_geometry`."""
         own = self.geometry(checkpoint)
-        for field in ("layers", "heads", "head_dim", "text_tokens", "text_position"):
+        for field in self.fixed_geometry:
             got, expected = getattr(geometry, field), getattr(own, field)
             if got != expected:
                 raise complain(

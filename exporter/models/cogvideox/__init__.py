@@ -1,0 +1,1 @@
+"""CogVideoX1.5: config, model, weights."""

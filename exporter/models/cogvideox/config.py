@@ -1,0 +1,162 @@
+"""Sizes of a CogVideoX1.5 transformer, as its config.json states them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from svdit.plans.errors import complain, rooted
+from svdit.plans.fields import boolean, integer, number, shown
+from svdit.plans.geometry import Geometry
+
+CLASS_NAME = "CogVideoXTransformer3DModel"
+QK_NORM_EPS = 1e-6
+ROPE_THETA = 10_000.0
+TIME_PERIOD = 10_000.0
+"""Longest period of the sinusoids that embed the time step."""
+REFERENCE_LATENT = (22, 96, 170)
+"""Latent frames, rows and columns of the reference video, 81 x 768 x 1360: 21 frames and one of padding."""
+DEFAULT_TILE = (1, 8, 16)
+SUPPORTED = "text-to-video CogVideoX1.5 is supported"
+
+
+@dataclass(frozen=True)
+class CogVideoXConfig:
+    """The constructor arguments of diffusers' CogVideoXTransformer3DModel, in the text-to-video form of 1.5.
+
+    The defaults are those of the class, which are CogVideoX 1.0 and so refused: PUBLISHED has what 1.5 needs.
+    """
+
+    num_attention_heads: int = 30
+    attention_head_dim: int = 64
+    in_channels: int = 16
+    out_channels: int = 16
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    time_embed_dim: int = 512
+    ofs_embed_dim: int | None = None
+    text_embed_dim: int = 4096
+    num_layers: int = 30
+    dropout: float = 0.0
+    attention_bias: bool = True
+    sample_width: int = 90
+    sample_height: int = 60
+    sample_frames: int = 49
+    patch_size: int = 2
+    patch_size_t: int | None = None
+    temporal_compression_ratio: int = 4
+    max_text_seq_length: int = 226
+    activation_fn: str = "gelu-approximate"
+    timestep_activation_fn: str = "silu"
+    norm_elementwise_affine: bool = True
+    norm_eps: float = 1e-5
+    spatial_interpolation_scale: float = 1.875
+    temporal_interpolation_scale: float = 1.0
+    use_rotary_positional_embeddings: bool = False
+    use_learned_positional_embeddings: bool = False
+    patch_bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.patch_size_t is None:
+            raise complain("patch_size_t", "null, which is CogVideoX 1.0", "patches in time", SUPPORTED)
+        if self.ofs_embed_dim is not None:
+            raise complain("ofs_embed_dim", f"{shown(self.ofs_embed_dim)}, which is image-to-video", "null", SUPPORTED)
+        for name in (
+            "num_attention_heads",
+            "attention_head_dim",
+            "in_channels",
+            "out_channels",
+            "time_embed_dim",
+            "text_embed_dim",
+            "num_layers",
+            "sample_width",
+            "sample_height",
+            "patch_size",
+            "patch_size_t",
+            "max_text_seq_length",
+        ):
+            integer(getattr(self, name), name, low=1)
+        if self.in_channels != self.out_channels:
+            raise complain("in_channels", self.in_channels, f"out_channels, {self.out_channels}", SUPPORTED)
+        if self.attention_head_dim % 16:
+            raise complain("attention_head_dim", self.attention_head_dim, "a multiple of 16, so that RoPE has pairs")
+        boolean(self.flip_sin_to_cos, "flip_sin_to_cos")
+        boolean(self.attention_bias, "attention_bias")
+        if 2 * number(self.freq_shift, "freq_shift") >= self.width:
+            raise complain("freq_shift", self.freq_shift, f"less than half the width, {self.width // 2}")
+        if number(self.norm_eps, "norm_eps") <= 0:
+            raise complain("norm_eps", self.norm_eps, "a positive number")
+        for name, only in ONLY.items():
+            if getattr(self, name) != only:
+                raise complain(name, shown(getattr(self, name)), shown(only), SUPPORTED)
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of one token."""
+        return self.patch_size_t, self.patch_size, self.patch_size
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers in one patch of one channel."""
+        return self.patch_size_t * self.patch_size**2
+
+    @classmethod
+    def from_json(cls, obj: dict, path: Path) -> CogVideoXConfig:
+        """Read a config.json. Raises SvditError for another class, an unknown key or a form that is not supported."""
+        with rooted(f"{path}: "):
+            if obj.get("_class_name") != CLASS_NAME:
+                raise complain("$._class_name", shown(obj.get("_class_name")), shown(CLASS_NAME), SUPPORTED)
+            names = [f.name for f in fields(cls)]
+            values = {key: value for key, value in obj.items() if not key.startswith("_")}
+            for key in values:
+                if key not in names:
+                    raise complain(f"$.{key}", "an unknown key", "one of " + ", ".join(names))
+            with rooted("$."):
+                return cls(**values)
+
+    def geometry(self, latent: tuple[int, int, int]) -> Geometry:
+        """Attention geometry for latents of (f, h, w). Raises SvditError when patches do not divide them."""
+        for name, size, patch in zip(("frames", "height", "width"), latent, self.patch, strict=True):
+            if size < 1 or size % patch:
+                raise complain(f"latent {name}", size, f"a positive multiple of the patch size {patch}")
+        grid = tuple(size // patch for size, patch in zip(latent, self.patch, strict=True))
+        text, heads = self.max_text_seq_length, self.num_attention_heads
+        return Geometry(grid, text, "before", self.num_layers, heads, self.attention_head_dim)
+
+    def latent(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Latent (f, h, w) of a token grid."""
+        f, h, w = (n * patch for n, patch in zip(grid, self.patch, strict=True))
+        return f, h, w
+
+    def largest(self) -> tuple[int, int]:
+        """Most token rows and columns: diffusers' pipeline makes positions up to the sample size, and no more."""
+        return self.sample_height // self.patch_size, self.sample_width // self.patch_size
+
+    def rope_split(self) -> tuple[int, int, int]:
+        """Channels of a head that carry time, row and column positions."""
+        side = self.attention_head_dim // 8 * 3
+        return self.attention_head_dim // 4, side, side
+
+
+ONLY = {
+    "activation_fn": "gelu-approximate",
+    "timestep_activation_fn": "silu",
+    "norm_elementwise_affine": True,
+    "use_rotary_positional_embeddings": True,
+    "use_learned_positional_embeddings": False,
+}
+"""Arguments of which one value is supported."""
+PUBLISHED = CogVideoXConfig(
+    num_attention_heads=48,
+    num_layers=42,
+    sample_width=170,
+    sample_height=96,
+    sample_frames=81,
+    patch_size_t=2,
+    use_rotary_positional_embeddings=True,
+)
+"""CogVideoX1.5-5B at its reference size."""

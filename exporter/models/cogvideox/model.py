@@ -1,0 +1,251 @@
+"""CogVideoX1.5's denoiser with its video tokens in tile order and its attention left to a function.
+
+The parameters are those of diffusers' CogVideoXTransformer3DModel under the same names. Differences that do not
+change the result: video tokens are permuted once before the patch embedding and once after the last projection;
+RoPE is a pair of permuted constants over the joint sequence, 1 and 0 for text, so that nothing is assigned into
+a slice; channels come before frames, as for every model here, where diffusers' class has frames first.
+
+Text comes before the video in the joint sequence. There is no mask: padding tokens of the text attend and are
+attended, so text_len is always L.
+
+Shape letters: B batch, N tokens (L of text, then V of video), H heads, D head width, C width H * D, T width of
+the time embedding, P patch features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from svdit.exporter.models.cogvideox.config import QK_NORM_EPS, ROPE_THETA, TIME_PERIOD, CogVideoXConfig
+from svdit.exporter.token_order import permute_tokens
+
+if TYPE_CHECKING:
+    from svdit.exporter.models.base import AttentionFn
+    from svdit.plans.tiles import Tiling
+
+
+def constants(config: CogVideoXConfig, tiling: Tiling) -> dict[str, np.ndarray]:
+    """Values of the denoiser's buffers, by buffer name."""
+    cos, sin = rope_tables(config, tiling)
+    half = config.width // 2
+    exponent = -math.log(TIME_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - config.freq_shift)
+    return {
+        "order": tiling.order,
+        "inverse": tiling.inverse,
+        "rope_cos": cos,
+        "rope_sin": sin,
+        "frequencies": torch.exp(exponent).numpy(),
+    }
+
+
+def rope_tables(config: CogVideoXConfig, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin float32 [1, N, 1, D / 2]: no rotation for the text, then the video's tokens in tile order.
+
+    Positions are plain integers along each axis (grid_type "slice"), the arithmetic is in float32, both as in
+    diffusers' pipeline.
+    """
+    positions = np.unravel_index(tiling.order, tiling.geometry.grid)
+    parts = []
+    for position, dim in zip(positions, config.rope_split(), strict=True):
+        frequencies = 1.0 / ROPE_THETA ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        parts.append(torch.outer(torch.from_numpy(position).float(), frequencies))
+    video = torch.cat(parts, dim=1)
+    text = torch.zeros(tiling.geometry.text_tokens, video.shape[1])
+    angle = torch.cat([text, video])[None, :, None, :]
+    return angle.cos().numpy(), angle.sin().numpy()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the channel pairs (2i, 2i + 1) of x [B, N, H, D] in float32."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Projections of the text and of the video's patches to the width of the blocks."""
+
+    def __init__(self, config: CogVideoXConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(config.in_channels * config.patch_features, config.width)
+        self.text_proj = nn.Linear(config.text_embed_dim, config.width)
+
+    def forward(self, text: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        return self.text_proj(text), self.proj(patches)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids [B, C] to the time embedding [B, T]."""
+
+    def __init__(self, config: CogVideoXConfig) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(config.width, config.time_embed_dim)
+        self.linear_2 = nn.Linear(config.time_embed_dim, config.time_embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(functional.silu(self.linear_1(x)))
+
+
+class JointNorm(nn.Module):
+    """One layer norm for both streams; shift, scale and gate of each stream from the time embedding."""
+
+    def __init__(self, config: CogVideoXConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.time_embed_dim, 6 * config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+
+    def forward(self, text: Tensor, video: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """text [B, L, C], video [B, V, C], time [B, T] to the joint [B, N, C] and both gates [B, 1, C]."""
+        modulation = self.linear(functional.silu(time)).unsqueeze(1)
+        shift, scale, gate, text_shift, text_scale, text_gate = modulation.chunk(6, dim=2)
+        text = self.norm(text) * (1 + text_scale) + text_shift
+        video = self.norm(video) * (1 + scale) + shift
+        return torch.cat([text, video], dim=1), text_gate, gate
+
+
+class SelfAttention(nn.Module):
+    """Attention over text and video, with layer norms over the channels of each head."""
+
+    def __init__(self, config: CogVideoXConfig) -> None:
+        super().__init__()
+        width, dim = config.width, config.attention_head_dim
+        self.heads = config.num_attention_heads
+        self.to_q = nn.Linear(width, width, bias=config.attention_bias)
+        self.to_k = nn.Linear(width, width, bias=config.attention_bias)
+        self.to_v = nn.Linear(width, width, bias=config.attention_bias)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q = nn.LayerNorm(dim, QK_NORM_EPS)
+        self.norm_k = nn.LayerNorm(dim, QK_NORM_EPS)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention: AttentionFn,
+        layer: int,
+        stage: Tensor,
+        text_len: Tensor,
+    ) -> Tensor:
+        q, k, v = (to(x).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
+        q, k = apply_rope(self.norm_q(q), *rope), apply_rope(self.norm_k(k), *rope)
+        return self.to_out[0](attention(q, k, v, layer, stage, text_len).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a tanh GELU between them; the names are diffusers'."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        first = nn.ModuleDict({"proj": nn.Linear(width, 4 * width)})
+        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](functional.gelu(self.net[0]["proj"](x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward over the joint sequence; each stream keeps its own residual."""
+
+    def __init__(self, config: CogVideoXConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.text_tokens = config.max_text_seq_length
+        self.norm1 = JointNorm(config)
+        self.attn1 = SelfAttention(config)
+        self.norm2 = JointNorm(config)
+        self.ff = FeedForward(config.width)
+
+    def forward(
+        self,
+        text: Tensor,
+        video: Tensor,
+        time: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention: AttentionFn,
+        stage: Tensor,
+        text_len: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        joint, text_gate, gate = self.norm1(text, video, time)
+        out = self.attn1(joint, rope, attention, self.layer, stage, text_len)
+        text = text + text_gate * out[:, : self.text_tokens]
+        video = video + gate * out[:, self.text_tokens :]
+        joint, text_gate, gate = self.norm2(text, video, time)
+        out = self.ff(joint)
+        return text + text_gate * out[:, : self.text_tokens], video + gate * out[:, self.text_tokens :]
+
+
+class OutputNorm(nn.Module):
+    """The last layer norm, shifted and scaled by the time embedding."""
+
+    def __init__(self, config: CogVideoXConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.time_embed_dim, 2 * config.width)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = self.linear(functional.silu(time)).unsqueeze(1).chunk(2, dim=2)
+        return self.norm(x) * (1 + scale) + shift
+
+
+class CogVideoXDenoiser(nn.Module):
+    """hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states [B, L, E], stage int32 [1] -> [B, C, f, h, w].
+
+    NOTE diffusers' class has [B, f, C, h, w] on both sides: swap axes 1 and 2 of what its pipeline passes.
+    Input and output are float32; `dtype` is what everything else computes in. `attention` may be replaced.
+    """
+
+    def __init__(self, config: CogVideoXConfig, tiling: Tiling, attention: AttentionFn, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = tiling.geometry.grid
+        self.dtype = dtype
+        self.attention = attention
+        geometry, half = tiling.geometry, config.attention_head_dim // 2
+        self.patch_embed = PatchEmbed(config)
+        self.time_embedding = TimeEmbedding(config)
+        self.transformer_blocks = nn.ModuleList([Block(config, i) for i in range(config.num_layers)])
+        self.norm_final = nn.LayerNorm(config.width, config.norm_eps)
+        self.norm_out = OutputNorm(config)
+        self.proj_out = nn.Linear(config.width, config.out_channels * config.patch_features)
+        self.register_buffer("order", torch.empty(geometry.video_tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("inverse", torch.empty(geometry.video_tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("rope_cos", torch.empty(1, geometry.tokens, 1, half), persistent=False)
+        self.register_buffer("rope_sin", torch.empty(1, geometry.tokens, 1, half), persistent=False)
+        self.register_buffer("frequencies", torch.empty(config.width // 2), persistent=False)
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, stage: Tensor) -> Tensor:
+        text_len = torch.full_like(timestep, self.config.max_text_seq_length, dtype=torch.int32)
+        time = self.time_embedding(self.sinusoids(timestep).to(self.dtype))
+        patches = permute_tokens(self.patches(hidden_states.to(self.dtype)), self.order)
+        text, video = self.patch_embed(encoder_hidden_states.to(self.dtype), patches)
+        rope = (self.rope_cos, self.rope_sin)
+        for block in self.transformer_blocks:
+            text, video = block(text, video, time, rope, self.attention, stage, text_len)
+        out = self.proj_out(self.norm_out(self.norm_final(video), time))
+        return self.video(permute_tokens(out, self.inverse)).float()
+
+    def sinusoids(self, timestep: Tensor) -> Tensor:
+        """timestep [B] to float32 [B, C]."""
+        angle = timestep.float()[:, None] * self.frequencies[None]
+        parts = (angle.cos(), angle.sin()) if self.config.flip_sin_to_cos else (angle.sin(), angle.cos())
+        return torch.cat(parts, dim=-1)
+
+    def patches(self, video: Tensor) -> Tensor:
+        """[B, C, f, h, w] to patches in raster order [B, V, P], features in the order (C, pt, ph, pw)."""
+        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
+        batch, channels = video.shape[:2]
+        cells = video.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return cells.reshape(batch, t * h * w, channels * pt * ph * pw)
+
+    def video(self, patches: Tensor) -> Tensor:
+        """Raster-order output features (C, pt, ph, pw) [B, V, P] back to [B, C, f, h, w]."""
+        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
+        batch = patches.shape[0]
+        cells = patches.reshape(batch, t, h, w, -1, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return cells.reshape(batch, -1, t * pt, h * ph, w * pw)

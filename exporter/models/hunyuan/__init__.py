@@ -1,0 +1,1 @@
+"""HunyuanVideo: config, model, weights."""

@@ -1,0 +1,125 @@
+"""Sizes of a HunyuanVideo transformer, as its config.json states them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from svdit.plans.errors import complain, rooted
+from svdit.plans.fields import boolean, integer, integers, number, shown
+from svdit.plans.geometry import Geometry
+
+CLASS_NAME = "HunyuanVideoTransformer3DModel"
+QK_NORM = "rms_norm"
+EPS = 1e-6
+"""Of every norm; the class has no option for it."""
+TIME_CHANNELS = 256
+"""Sines and cosines of a time step or a guidance scale, together."""
+REFINER_RATIO = 4
+"""Inner width of the text refiner's feed-forward over its width."""
+REFERENCE_LATENT = (33, 90, 160)
+"""Latent frames, rows and columns of the reference video, 129 x 720 x 1280."""
+TEXT_TOKENS = 256
+"""Prompt tokens that HunyuanVideo's pipeline passes, padding included."""
+DEFAULT_TILE = (1, 8, 16)
+
+
+@dataclass(frozen=True)
+class HunyuanConfig:
+    """The constructor arguments of diffusers' HunyuanVideoTransformer3DModel; `token_replace` is refused."""
+
+    in_channels: int = 16
+    out_channels: int | None = 16
+    num_attention_heads: int = 24
+    attention_head_dim: int = 128
+    num_layers: int = 20
+    num_single_layers: int = 40
+    num_refiner_layers: int = 2
+    mlp_ratio: float = 4.0
+    patch_size: int = 2
+    patch_size_t: int = 1
+    qk_norm: str = QK_NORM
+    guidance_embeds: bool = True
+    text_embed_dim: int = 4096
+    pooled_projection_dim: int = 768
+    rope_theta: float = 256.0
+    rope_axes_dim: tuple[int, int, int] = (16, 56, 56)
+    image_condition_type: str | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for name in (
+            "in_channels",
+            "num_attention_heads",
+            "attention_head_dim",
+            "num_layers",
+            "num_single_layers",
+            "num_refiner_layers",
+            "patch_size",
+            "patch_size_t",
+            "text_embed_dim",
+            "pooled_projection_dim",
+        ):
+            integer(getattr(self, name), name, low=1)
+        put(self, "out_channels", integer(self.out_channels or self.in_channels, "out_channels", low=1))
+        for name in ("mlp_ratio", "rope_theta"):
+            if number(getattr(self, name), name) <= 0:
+                raise complain(name, getattr(self, name), "a positive number")
+        boolean(self.guidance_embeds, "guidance_embeds")
+        if self.qk_norm != QK_NORM:
+            raise complain("qk_norm", shown(self.qk_norm), shown(QK_NORM))
+        put(self, "rope_axes_dim", integers(self.rope_axes_dim, "rope_axes_dim", 3, low=2))
+        for i, dim in enumerate(self.rope_axes_dim):
+            if dim % 2:
+                raise complain(f"rope_axes_dim[{i}]", dim, "an even number")
+        if sum(self.rope_axes_dim) != self.attention_head_dim:
+            expected = f"attention_head_dim, {self.attention_head_dim}, as the sum"
+            raise complain("rope_axes_dim", list(self.rope_axes_dim), expected)
+        if self.image_condition_type not in (None, "latent_concat"):
+            raise complain(
+                "image_condition_type",
+                shown(self.image_condition_type),
+                'null or "latent_concat"',
+                "models that replace the first frame's tokens are not supported",
+            )
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """Inner width of the feed-forward layers of both kinds of blocks."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        return self.patch_size_t, self.patch_size, self.patch_size
+
+    @classmethod
+    def from_json(cls, obj: dict, path: Path) -> HunyuanConfig:
+        """Read a config.json. Raises SvditError for another class, an unknown key or an impossible size."""
+        with rooted(f"{path}: "):
+            if obj.get("_class_name") != CLASS_NAME:
+                raise complain("$._class_name", shown(obj.get("_class_name")), shown(CLASS_NAME))
+            names = [f.name for f in fields(cls)]
+            values = {key: value for key, value in obj.items() if not key.startswith("_")}
+            for key in values:
+                if key not in names:
+                    raise complain(f"$.{key}", "an unknown key", "one of " + ", ".join(names))
+            with rooted("$."):
+                return cls(**values)
+
+    def geometry(self, latent: tuple[int, int, int]) -> Geometry:
+        """Attention geometry for latents of (f, h, w). Raises SvditError when patches do not divide them."""
+        for name, size, patch in zip(("frames", "height", "width"), latent, self.patch, strict=True):
+            if size < 1 or size % patch:
+                raise complain(f"latent {name}", size, f"a positive multiple of the patch size {patch}")
+        grid = tuple(size // patch for size, patch in zip(latent, self.patch, strict=True))
+        layers = self.num_layers + self.num_single_layers
+        return Geometry(grid, TEXT_TOKENS, "after", layers, self.num_attention_heads, self.attention_head_dim)
+
+    def latent(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Latent (f, h, w) of a token grid."""
+        f, h, w = (n * patch for n, patch in zip(grid, self.patch, strict=True))
+        return f, h, w

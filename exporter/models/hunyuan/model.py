@@ -1,0 +1,308 @@
+"""HunyuanVideo's denoiser with its video tokens in tile order and its joint attention left to a function.
+
+The parameters are those of diffusers' HunyuanVideoTransformer3DModel under the same names; the patch embedding alone
+is seen as a matrix instead of a Conv3d kernel (same bytes). Differences that do not change the result: video tokens
+are permuted once before the patch embedding and once after the last projection; RoPE is a pair of permuted constants,
+with angle 0 for the text; the mask of the joint attention is the number of valid text tokens; the single blocks keep
+video and text in one tensor.
+
+Shape letters: B batch, V video tokens, L text tokens, N = V + L, H heads, D head width, C width H * D,
+P patch features, E text width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from svdit.exporter.models.hunyuan.config import EPS, TIME_CHANNELS, HunyuanConfig
+from svdit.exporter.models.hunyuan.text import TextRefiner, TwoLayers, wave
+from svdit.exporter.token_order import permute_tokens
+
+if TYPE_CHECKING:
+    from svdit.exporter.models.base import AttentionFn
+    from svdit.plans.tiles import Tiling
+
+
+def constants(config: HunyuanConfig, tiling: Tiling) -> dict[str, np.ndarray]:
+    """Values of the denoiser's buffers, by buffer name."""
+    cos, sin = rope_tables(config, tiling)
+    half = TIME_CHANNELS // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+    return {
+        "order": tiling.order,
+        "inverse": tiling.inverse,
+        "rope_cos": cos,
+        "rope_sin": sin,
+        "frequencies": torch.exp(exponent).numpy(),
+    }
+
+
+def rope_tables(config: HunyuanConfig, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin float32 [1, N, 1, D / 2]: video tokens in tile order, then the text, which does not turn."""
+    positions = np.unravel_index(tiling.order, tiling.geometry.grid)
+    parts = []
+    for position, dim in zip(positions, config.rope_axes_dim, strict=True):
+        frequencies = 1.0 / config.rope_theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+        parts.append(np.outer(position, frequencies))
+    angle = np.concatenate(parts, axis=1)
+    angle = np.concatenate([angle, np.zeros((tiling.geometry.text_tokens, angle.shape[1]))])[None, :, None, :]
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the channel pairs (2i, 2i + 1) of x [B, N, H, D] in float32."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+        return (wide * self.weight.float()).to(x.dtype)
+
+
+def normalised(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer normalisation without weights, in float32, then scale and shift [B, C] in the type of x [B, tokens, C]."""
+    normed = functional.layer_norm(x.float(), x.shape[-1:], None, None, EPS).to(x.dtype)
+    return normed * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+class Modulation(nn.Module):
+    """Shifts, scales and gates of a block from the condition [B, C]; the name `linear` is diffusers'."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(width, count * width)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """`count` tensors [B, C]."""
+        return self.linear(functional.silu(condition)).chunk(self.count, dim=1)
+
+
+class Attention(nn.Module):
+    """Joint attention of a single block: one set of projections for video and text, no output projection."""
+
+    def __init__(self, config: HunyuanConfig, layer: int) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.layer = layer
+        for name in ("to_q", "to_k", "to_v"):
+            self.add_module(name, nn.Linear(config.width, config.width))
+        self.norm_q = RMSNorm(config.attention_head_dim)
+        self.norm_k = RMSNorm(config.attention_head_dim)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, tokens, H, D] of x [B, tokens, C]."""
+        q, k, v = (to(x).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
+        return self.norm_q(q), self.norm_k(k), v
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention: AttentionFn,
+        stage: Tensor,
+        text_len: Tensor,
+    ) -> Tensor:
+        """x [B, N, C] to [B, N, C]."""
+        q, k, v = self.project(x)
+        return attention(apply_rope(q, *rope), apply_rope(k, *rope), v, self.layer, stage, text_len).flatten(2)
+
+
+class JointAttention(Attention):
+    """Joint attention of a double block: video and text each with their own projections, in and out."""
+
+    def __init__(self, config: HunyuanConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+            self.add_module(name, nn.Linear(config.width, config.width))
+        self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
+        self.norm_added_q = RMSNorm(config.attention_head_dim)
+        self.norm_added_k = RMSNorm(config.attention_head_dim)
+
+    def project_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, L, H, D] of text [B, L, C]."""
+        linear = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        q, k, v = (to(text).unflatten(-1, (self.heads, -1)) for to in linear)
+        return self.norm_added_q(q), self.norm_added_k(k), v
+
+    def forward(
+        self,
+        x: Tensor,
+        text: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention: AttentionFn,
+        stage: Tensor,
+        text_len: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, V, C] and text [B, L, C] to the same shapes."""
+        pairs = zip(self.project(x), self.project_text(text), strict=True)
+        q, k, v = (torch.cat(pair, dim=1) for pair in pairs)
+        out = attention(apply_rope(q, *rope), apply_rope(k, *rope), v, self.layer, stage, text_len).flatten(2)
+        video, text = out.split([x.shape[1], text.shape[1]], dim=1)
+        return self.to_out[0](video), self.to_add_out(text)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a tanh GELU between them; the names are diffusers'."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        first = nn.ModuleDict({"proj": nn.Linear(width, inner)})
+        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](functional.gelu(self.net[0]["proj"](x), approximate="tanh"))
+
+
+class DoubleBlock(nn.Module):
+    """Video and text side by side: joint attention, then a feed-forward for each."""
+
+    def __init__(self, config: HunyuanConfig, layer: int) -> None:
+        super().__init__()
+        self.norm1 = Modulation(config.width, 6)
+        self.norm1_context = Modulation(config.width, 6)
+        self.attn = JointAttention(config, layer)
+        self.ff = FeedForward(config.width, config.mlp_width)
+        self.ff_context = FeedForward(config.width, config.mlp_width)
+
+    def forward(self, x: Tensor, text: Tensor, condition: Tensor, *joint: object) -> tuple[Tensor, Tensor]:
+        """x [B, V, C], text [B, L, C], condition [B, C]; `joint` is what the attention takes besides."""
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.norm1(condition)
+        t_shift, t_scale, t_gate, t_ff_shift, t_ff_scale, t_ff_gate = self.norm1_context(condition)
+        attended, t_attended = self.attn(normalised(x, shift, scale), normalised(text, t_shift, t_scale), *joint)
+        x = x + attended * gate.unsqueeze(1)
+        text = text + t_attended * t_gate.unsqueeze(1)
+        x = x + self.ff(normalised(x, ff_shift, ff_scale)) * ff_gate.unsqueeze(1)
+        text = text + self.ff_context(normalised(text, t_ff_shift, t_ff_scale)) * t_ff_gate.unsqueeze(1)
+        return x, text
+
+
+class SingleBlock(nn.Module):
+    """Video and text as one sequence: attention and feed-forward in parallel, one projection of both."""
+
+    def __init__(self, config: HunyuanConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.norm = Modulation(config.width, 3)
+        self.proj_mlp = nn.Linear(config.width, config.mlp_width)
+        self.proj_out = nn.Linear(config.width + config.mlp_width, config.width)
+
+    def forward(self, x: Tensor, condition: Tensor, *joint: object) -> Tensor:
+        """x [B, N, C], condition [B, C]; `joint` is what the attention takes besides."""
+        shift, scale, gate = self.norm(condition)
+        normed = normalised(x, shift, scale)
+        inner = functional.gelu(self.proj_mlp(normed), approximate="tanh")
+        both = torch.cat([self.attn(normed, *joint), inner], dim=2)
+        return x + self.proj_out(both) * gate.unsqueeze(1)
+
+
+class Condition(nn.Module):
+    """Time step, pooled prompt and, in distilled models, guidance scale to one vector."""
+
+    def __init__(self, config: HunyuanConfig) -> None:
+        super().__init__()
+        self.timestep_embedder = TwoLayers(TIME_CHANNELS, config.width)
+        self.text_embedder = TwoLayers(config.pooled_projection_dim, config.width)
+        self.guidance_embedder = TwoLayers(TIME_CHANNELS, config.width) if config.guidance_embeds else None
+
+    def forward(self, time: Tensor, pooled: Tensor, guidance: Tensor | None) -> Tensor:
+        """time and guidance [B, 256] (waves), pooled [B, pooled width], to [B, C]."""
+        condition = self.timestep_embedder(time)
+        if self.guidance_embedder is not None:
+            condition = condition + self.guidance_embedder(guidance)
+        return condition + self.text_embedder(pooled)
+
+
+class HunyuanDenoiser(nn.Module):
+    """One call of the transformer, [B, C, f, h, w] -> [B, C, f, h, w].
+
+    hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states [B, L, E], stage int32 [1],
+    encoder_attention_mask [B, L] (1 for valid text tokens, then 0), pooled_projections [B, pooled width],
+    guidance [B] (1000 times the guidance scale) where the model has guidance_embeds.
+
+    Input and output are float32; `dtype` is what the blocks compute in. `attention` may be replaced; its layers are
+    the double blocks, then the single blocks.
+    """
+
+    def __init__(self, config: HunyuanConfig, tiling: Tiling, attention: AttentionFn, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = tiling.geometry.grid
+        self.text_tokens = tiling.geometry.text_tokens
+        self.dtype = dtype
+        self.attention = attention
+        tokens, half = tiling.geometry.tokens, config.attention_head_dim // 2
+        video_tokens, features = tiling.geometry.video_tokens, math.prod(config.patch)
+        self.x_embedder = nn.ModuleDict({"proj": nn.Linear(config.in_channels * features, config.width)})
+        self.context_embedder = TextRefiner(config)
+        self.time_text_embed = Condition(config)
+        double = config.num_layers
+        self.transformer_blocks = nn.ModuleList([DoubleBlock(config, i) for i in range(double)])
+        self.single_transformer_blocks = nn.ModuleList(
+            [SingleBlock(config, double + i) for i in range(config.num_single_layers)]
+        )
+        self.norm_out = Modulation(config.width, 2)
+        self.proj_out = nn.Linear(config.width, config.out_channels * features)
+        self.register_buffer("order", torch.empty(video_tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("inverse", torch.empty(video_tokens, dtype=torch.int64), persistent=False)
+        self.register_buffer("rope_cos", torch.empty(1, tokens, 1, half), persistent=False)
+        self.register_buffer("rope_sin", torch.empty(1, tokens, 1, half), persistent=False)
+        self.register_buffer("frequencies", torch.empty(TIME_CHANNELS // 2), persistent=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        stage: Tensor,
+        encoder_attention_mask: Tensor,
+        pooled_projections: Tensor,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        text_len = encoder_attention_mask.sum(dim=1, dtype=torch.int32)
+        time = wave(timestep, self.frequencies).to(self.dtype)
+        scale = None if guidance is None else wave(guidance, self.frequencies).to(self.dtype)
+        condition = self.time_text_embed(time, pooled_projections.to(self.dtype), scale)
+        text = self.context_embedder(encoder_hidden_states.to(self.dtype), time, encoder_attention_mask)
+        x = permute_tokens(self.patches(hidden_states.to(self.dtype)), self.order)
+        x = self.x_embedder["proj"](x)
+        joint = ((self.rope_cos, self.rope_sin), self.attention, stage, text_len)
+        for block in self.transformer_blocks:
+            x, text = block(x, text, condition, *joint)
+        x = torch.cat([x, text], dim=1)
+        for block in self.single_transformer_blocks:
+            x = block(x, condition, *joint)
+        x = x.split([self.order.shape[0], self.text_tokens], dim=1)[0]
+        scale, shift = self.norm_out(condition)
+        x = self.proj_out(normalised(x, shift, scale))
+        return self.video(permute_tokens(x, self.inverse)).float()
+
+    def patches(self, video: Tensor) -> Tensor:
+        """[B, C, f, h, w] to patches in raster order [B, V, P], features in Conv3d's order (C, pt, ph, pw)."""
+        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
+        batch, channels = video.shape[:2]
+        cells = video.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return cells.reshape(batch, t * h * w, channels * pt * ph * pw)
+
+    def video(self, patches: Tensor) -> Tensor:
+        """Raster-order output features (C, pt, ph, pw) [B, V, P] back to [B, C, f, h, w]."""
+        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
+        batch = patches.shape[0]
+        cells = patches.reshape(batch, t, h, w, -1, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return cells.reshape(batch, -1, t * pt, h * ph, w * pw)

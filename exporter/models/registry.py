@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from svdit.exporter.models.base import ModelAdapter
+from svdit.exporter.models.cogvideox.adapter import CogVideoXAdapter
+from svdit.exporter.models.hunyuan.adapter import HunyuanAdapter
 from svdit.exporter.models.tiny.adapter import TinyAdapter
 from svdit.exporter.models.wan.adapter import WanAdapter
 from svdit.plans.errors import complain
 
-MODELS: dict[str, ModelAdapter] = {model.name: model for model in (TinyAdapter(), WanAdapter())}
+MODELS: dict[str, ModelAdapter] = {
+    model.name: model for model in (TinyAdapter(), HunyuanAdapter(), CogVideoXAdapter(), WanAdapter())
+}
 
 
 def model_names() -> list[str]:

@@ -11,6 +11,9 @@ from torch.nn import functional
 
 from svdit.exporter.models.hunyuan.config import EPS, REFINER_RATIO, TIME_CHANNELS, HunyuanConfig
 
+FORBIDDEN = 1e30
+"""Taken from the score of a pair that must not see each other: exp gives exactly 0 beside key 0."""
+
 
 def wave(x: Tensor, frequencies: Tensor) -> Tensor:
     """Cosines, then sines, of x [B] times the frequencies [F], float32 [B, 2 F]."""
@@ -141,8 +144,7 @@ class TextRefiner(nn.Module):
 
     @staticmethod
     def bias(mask: Tensor) -> Tensor:
-        """float32 [B, 1, L, L]: 0 between valid tokens and for key 0, the lowest number for every other pair."""
+        """float32 [B, 1, L, L]: 0 between valid tokens and for key 0, -FORBIDDEN for every other pair."""
         valid = mask.float()
-        pairs = valid[:, None, :, None] * valid[:, None, None, :]
-        first = torch.zeros_like(pairs)
-        return pairs
+        bias = (valid[:, None, :, None] * valid[:, None, None, 1:] - 1) * FORBIDDEN
+        return torch.cat([torch.zeros_like(bias[..., :1]), bias], dim=-1)

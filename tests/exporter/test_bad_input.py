@@ -145,7 +145,7 @@ BAD_CHECKPOINTS = {
 }
 
 BAD_ARGUMENTS = {
-    "unknown model": (["--model", "sora"], r"model: got 'sora'; expected one of tiny, wan2.1"),
+    "unknown model": (["--model", "sora"], r"model: got 'sora'; expected one of cogvideox1\.5, .*tiny, wan2\.1"),
     "plan of another model": (["--model", "wan2.1"], r"plan model: got 'tiny'; expected 'wan2.1'"),
     "unknown variant": (["--variant", "magic"], r"'magic' is not one of 'plugin', 'portable', 'dense'"),
     "unknown precision": (["--precision", "int8"], r"'int8' is not one of 'fp32', 'fp16', 'bf16'"),

@@ -57,17 +57,6 @@ class CogVideoXAdapter(ModelAdapter):
                     "diffusers' pipeline makes no positions beyond that",
                 )
 
-    def denoiser(
-        self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str = "float32", device: str = "cpu"
-    ) -> torch.nn.Module:
-        import torch
-
-        traced = self.traced_denoiser(checkpoint, tiling, attention, dtype=dtype)
-        weights.load(traced.module, traced.parameters, device)
-        for name, value in traced.buffers.items():
-            traced.module.register_buffer(name, torch.from_numpy(value).to(device), persistent=False)
-        return traced.module
-
     def traced_denoiser(
         self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str
     ) -> TracedDenoiser:
@@ -89,19 +78,6 @@ class CogVideoXAdapter(ModelAdapter):
 
     def sampling(self, checkpoint: Path) -> Sampling:
         return Sampling(steps=50, guidance_scale=6.0, scheduler=partial(self.scheduler, checkpoint), cfg="batch")
-
-    def scheduler(self, checkpoint: Path) -> object:
-        """The scheduler that the pipeline folder names. Raises SvditError when there is none."""
-        import diffusers
-
-        path = Path(checkpoint) / "scheduler" / "scheduler_config.json"
-        if not path.is_file():
-            raise complain(f"checkpoint {checkpoint}", "no scheduler/scheduler_config.json", "a pipeline folder")
-        config = weights.read_json(path, "a scheduler's config")
-        cls = getattr(diffusers, str(config.get("_class_name")), None)
-        if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
-            raise complain(f"{path}: $._class_name", config.get("_class_name"), "a scheduler of diffusers")
-        return cls.from_config(config)
 
     def encode_prompts(self, checkpoint: Path, prompts: list[str]) -> torch.Tensor:
         raise complain("prompts", f"a request to encode text for {self.name}", "embeddings made by diffusers' pipeline")

@@ -104,8 +104,8 @@ Attributes attributes_of(const PluginFieldCollection *fields) {
       return std::strcmp(known.name, field.name) == 0;
     });
     if (expected == std::end(kFields)) {
-      throw Refusal(sentence("%.100s: got an attribute of this name; expected scale, text_tokens, text_first, patterns, "
-                             "grid or tile",
+      throw Refusal(sentence("%.100s: got an attribute of this name; expected scale, text_tokens, text_first, "
+                             "patterns, grid or tile",
                              field.name));
     }
     const auto index = expected - std::begin(kFields);

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Search plans for `tiny` and judge many of them by their videos, all in torch on one device.
 
-    sweep_tiny.py --out DIR --device cuda
+    sweep_tiny.py --out DIR --device cuda --videos
+    sweep_tiny.py --table DIR          # PSNR and SSIM of the videos of a finished sweep, as a table
 
 For each tile shape: one measuring walk (paper mode), then for each number of stages, share of dense steps and
 density (and for each lam, eps pair) the choice is made again from the stored errors, the videos of the held-out
@@ -49,9 +50,25 @@ def tile_of(text: str) -> tuple[int, int, int]:
     return t, h, w
 
 
+def table(folder: Path) -> None:
+    """Print mean PSNR and SSIM against dense for every plan of a sweep that kept its videos, densest first."""
+    from svdit.runtime.metrics import psnr as exact_psnr
+    from svdit.runtime.metrics import ssim
+
+    dense = np.load(folder / "dense.npz")["videos"]
+    print("| plan | density | stages | PSNR, dB | lowest | SSIM |\n| --- | --- | --- | --- | --- | --- |")
+    for row in sorted(json.loads((folder / "sweep.json").read_text()), key=lambda r: -r["density"]):
+        videos = np.load(folder / f"{row['plan']}.npz")["videos"]
+        values = [exact_psnr(a, b) for a, b in zip(dense, videos, strict=True)]
+        likeness = np.mean([ssim(a, b) for a, b in zip(dense, videos, strict=True)])
+        print(f"| {row['plan']} | {row['density']:.3f} | {row['stages']} | {np.mean(values):.2f} | {min(values):.2f} | "
+              f"{likeness:.3f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, metavar="DIR")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="float16", help="of the videos; errors are always measured in float32")
@@ -67,6 +84,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="test prompts")
     parser.add_argument("--videos", action="store_true", help="also write the videos, as DIR/*.npz")
     args = parser.parse_args()
+    if args.table:
+        table(args.table)
+        return
+    if args.out is None:
+        parser.error("--out DIR is needed")
 
     args.out.mkdir(parents=True, exist_ok=True)
     adapter, began, rows = registry.adapter("tiny"), time.time(), []

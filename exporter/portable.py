@@ -39,9 +39,9 @@ def expand_dense(model: ir.Model, tables: Tables) -> ir.Model:
     """Replace every SparseAttention node by dense attention: the baseline, in ONNX Runtime's fastest form.
 
     That is com.microsoft.MultiHeadAttention (docs/export.md has the comparison). It takes no text length, so
-    sequences with text get the chunked standard operators instead.
+    sequences whose text may end early get the chunked standard operators instead.
     """
-    if tables.text_tokens:
+    if not all(_all_text_counts(node, tables) for node in attention_nodes(model)):
         return _expand(model, tables, lambda layer: np.full_like(tables.head_pattern[layer][0], FULL))
     model.graph.opset_imports["com.microsoft"] = 1
     return _replace_each(model, lambda node, build, layer: _fused(node, build))
@@ -50,10 +50,19 @@ def expand_dense(model: ir.Model, tables: Tables) -> ir.Model:
 def _expand(model: ir.Model, tables: Tables, patterns_of: Callable[[int], np.ndarray]) -> ir.Model:
     def one(node: ir.Node, build: NodeBuilder, layer: int) -> ir.Value:
         scale = node.attributes["scale"].as_float()
-        nodes = Portable(build, tables, node.inputs[4], scale)
+        text_len = None if _all_text_counts(node, tables) else node.inputs[4]
+        nodes = Portable(build, tables, text_len, scale)
         return nodes.attention(*node.inputs[:3], patterns_of(layer))
 
     return _replace_each(model, one)
+
+
+def _all_text_counts(node: ir.Node, tables: Tables) -> bool:
+    """Whether no text key is ever masked: there is none, or text_len is a constant that covers them all."""
+    if not tables.text_tokens:
+        return True
+    known = ir.convenience.get_const_tensor(node.inputs[4])
+    return known is not None and bool((known.numpy() >= tables.text_tokens).all())
 
 
 def _replace_each(model: ir.Model, make: Callable[[ir.Node, NodeBuilder, int], ir.Value]) -> ir.Model:
@@ -90,7 +99,8 @@ def _fused(node: ir.Node, build: NodeBuilder) -> ir.Value:
 class Portable:
     """The nodes of one layer."""
 
-    def __init__(self, build: NodeBuilder, tables: Tables, text_len: ir.Value, scale: float) -> None:
+    def __init__(self, build: NodeBuilder, tables: Tables, text_len: ir.Value | None, scale: float) -> None:
+        """`text_len` int32 [B], or None where every text key counts."""
         self.build = build
         self.tables = tables
         self.text_len = text_len
@@ -185,7 +195,9 @@ class Portable:
         )
 
     def _text_keys(self, batch: Batch) -> np.ndarray:
-        """Indices among the batch's keys that are text."""
+        """Indices among the batch's keys that are text and may be masked."""
+        if self.text_len is None:
+            return np.zeros(0, dtype=np.int64)
         index = positions(self.tables, batch.key_tiles)
         start, stop = text_range(self.tables)
         return np.flatnonzero((index >= start) & (index < stop))

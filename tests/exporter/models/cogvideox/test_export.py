@@ -117,6 +117,16 @@ def test_graph_is_plain(bundles):
     assert weights.file == "diffusion_pytorch_model.safetensors"
 
 
+def test_no_mask_in_the_standard_graphs(bundles):
+    """text_len is a constant that covers the text: nothing is added to scores, and dense takes the fused form."""
+    kinds = {}
+    for variant, file in (("portable", "dit.stage0.onnx"), ("portable", "dit.stage1.onnx"), ("dense", "dit.onnx")):
+        graph = onnx.load(str(bundles[variant].path / file), load_external_data=False).graph
+        kinds[file] = [node.op_type for node in graph.node]
+        assert not set(kinds[file]) & {"Less", "Greater", "Where"}
+    assert kinds["dit.onnx"].count("MultiHeadAttention") == 2 and "Softmax" not in kinds["dit.onnx"]
+
+
 def test_half_precision_from_shards(make, plan, tmp_path):
     """bf16 weights in several files: every one a link, no Cast of a weight in a bf16 graph."""
     folder = make(dtype=torch.bfloat16, shard="500KB")

@@ -77,6 +77,15 @@ int Attributes::num_pattern_names() const {
   return static_cast<int>(std::count(patterns.begin(), patterns.end(), '\0'));
 }
 
+std::string Attributes::text() const {
+  std::string names = patterns.empty() ? "" : patterns.substr(0, patterns.size() - 1);
+  std::replace(names.begin(), names.end(), '\0', ' ');
+  return sentence("scale %.9g; text_tokens %d; text_first %d; grid %d %d %d; tile %d %d %d; patterns ",
+                  static_cast<double>(scale), text_tokens, text_first, grid[0], grid[1], grid[2], tile[0], tile[1],
+                  tile[2]) +
+         names;
+}
+
 std::vector<PluginField> Attributes::fields() const {
   std::vector<PluginField> all = {
       {"scale", &scale, PluginFieldType::kFLOAT32, 1},

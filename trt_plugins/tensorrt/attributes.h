@@ -20,6 +20,7 @@ struct Attributes {
   std::array<int32_t, 3> tile{};
 
   int num_pattern_names() const;
+  std::string text() const;  // one line
   // The same attributes as fields; their data is this object's, so it must outlive them.
   std::vector<nvinfer1::PluginField> fields() const;
 };

@@ -26,7 +26,7 @@ __attribute__((format(printf, 1, 2))) inline std::string sentence(const char *fo
 
 // NOTE: not TensorRT's ILogger. Its function table moved between TensorRT 10 and 11, so a plugin built against one and
 // loaded by the other would call the wrong function.
-inline void log_failure(const char *where, const char *text) noexcept {
+inline void log_line(const char *where, const char *text) noexcept {
   std::fprintf(stderr, "[svdit] SparseAttention, %s: %s\n", where, text);
 }
 
@@ -36,9 +36,9 @@ Result guarded(const char *where, Result failure, Body &&body) noexcept {
   try {
     return body();
   } catch (const std::exception &error) {
-    log_failure(where, error.what());
+    log_line(where, error.what());
   } catch (...) {
-    log_failure(where, "got an unknown exception; please report it");
+    log_line(where, "got an unknown exception; please report it");
   }
   return failure;
 }

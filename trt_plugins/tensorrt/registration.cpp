@@ -3,7 +3,7 @@
 
 #define SVDIT_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Ignored; log_failure says why. TensorRT refuses a library without it.
+// Ignored; log_line says why. TensorRT refuses a library without it.
 SVDIT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder *) {}
 
 // The same array on every call: each registry that loads the library asks for it.

@@ -1,6 +1,7 @@
 #include "sparse_attention_plugin.h"
 
 #include <array>
+#include <cstdlib>
 #include <utility>
 
 #include "call.h"
@@ -18,6 +19,7 @@ using nvinfer1::TensorFormat;
 
 constexpr int32_t kOk = 0;
 constexpr int32_t kFailed = -1;
+constexpr const char *kVerbose = "SVDIT_TENSORRT_VERBOSE";  // set: one line for every plugin that is created
 
 using AllShapes = std::array<Dims, kNumTensors>;
 using AllTypes = std::array<DataType, kNumTensors>;
@@ -195,7 +197,11 @@ nvinfer1::IPluginV3 *SparseAttentionCreator::createPlugin(const char *name,
   char where[256];
   std::snprintf(where, sizeof(where), "createPlugin(%.200s)", name == nullptr ? "" : name);
   return guarded(where, static_cast<nvinfer1::IPluginV3 *>(nullptr),
-                 [&] { return new SparseAttentionPlugin(attributes_of(fields)); });
+                 [&] {
+                   const Attributes attributes = attributes_of(fields);
+                   if (std::getenv(kVerbose) != nullptr) log_line(where, attributes.text().c_str());
+                   return new SparseAttentionPlugin(attributes);
+                 });
 }
 
 }  // namespace svdit::tensorrt

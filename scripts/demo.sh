@@ -40,5 +40,5 @@ rows = [("steps", cmp["steps"]), ("density of attention", f"{cmp['density']:.3f}
 print()
 for name, value in rows:
     print(f"{name:26} {value}")
-print(f"\nvideo   {run['videos'][0]}\nreport  {out}/compare.html\nplan    {out}/plan.png")
+print(f"\nvideo   {run['videos'][0]['video']}\nreport  {out}/compare.html\nplan    {out}/plan.png")
 PY

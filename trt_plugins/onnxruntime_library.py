@@ -1,0 +1,32 @@
+"""The ONNX Runtime custom-op library (`onnxruntime/`): found, never opened here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from svdit.plans.errors import complain
+
+FILE_NAME = "libsvdit_onnxruntime.so"
+VARIABLE = "SVDIT_ORT_OPS"
+"""Environment variable with the path of the library; it wins over the places where builds put it."""
+BUILD = (
+    "cmake -S . -B build -DSVDIT_CUDA=OFF -DONNXRUNTIME_ROOT=<folder with ONNX Runtime's headers> "
+    "&& cmake --build build"
+)
+"""The command that builds it, with a C++ compiler alone."""
+
+
+def find() -> Path | None:
+    """The library named by SVDIT_ORT_OPS, or where CMake installs or builds it; None when there is none.
+
+    Raises SvditError when the variable names no file.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise complain(VARIABLE, named, f"the path of a built {FILE_NAME}", "or unset it")
+        return Path(named)
+    here = Path(__file__).resolve().parent
+    places = (here / "lib" / FILE_NAME, here.parent / "build" / FILE_NAME)
+    return next((place for place in places if place.is_file()), None)

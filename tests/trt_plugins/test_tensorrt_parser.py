@@ -1,4 +1,4 @@
-"""The ONNX parser of TensorRT-RTX takes the plugin for our nodes: creator found, every attribute handed over.
+"""TensorRT-RTX and the plugin: its ONNX parser finds the creator and hands over every attribute, its builder embeds it.
 
 Without a GPU the process that parsed a network with a plugin in it ends with an abort of the library, after the plugin
 was created; hence one process for each model.
@@ -45,6 +45,25 @@ parser = trt.OnnxParser(network, logger)
 parsed = parser.parse_from_file(model)
 print("parsed", parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)])
 """
+EMBED = """
+import sys
+import tensorrt_rtx as trt
+(plugin,) = sys.argv[1:]
+logger = trt.Logger(trt.Logger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(0)
+x = network.add_input("x", trt.float32, (4,))
+network.mark_output(network.add_elementwise(x, x, trt.ElementWiseOperation.SUM).get_output(0))
+config = builder.create_builder_config()
+config.plugins_to_serialize = [plugin]
+engine = bytes(builder.build_serialized_network(network, config))
+print("embedded", open(plugin, "rb").read() in engine)
+for registry in (builder.get_plugin_registry(), trt.get_plugin_registry()):
+    handle = registry.load_library(plugin)
+    found = registry.get_creator("SparseAttention", "1", "") is not None
+    registry.deregister_library(handle)
+    print("registered", found, registry.load_library(plugin) is not None)
+"""
 CREATED = re.compile(
     r"^\[svdit\] SparseAttention, createPlugin\((.*)\): scale (\S+); text_tokens (\d+); text_first (\d); "
     r"grid (\d+ \d+ \d+); tile (\d+ \d+ \d+); patterns (.*)$",
@@ -52,10 +71,10 @@ CREATED = re.compile(
 )
 
 
-def parse(model: Path) -> tuple[int, str]:
+def play(script: str, *arguments: Path) -> tuple[int, str]:
     """Exit status and everything printed."""
     done = subprocess.run(
-        [sys.executable, "-c", PARSE, str(PLUGIN), str(model)],
+        [sys.executable, "-c", script, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -64,6 +83,10 @@ def parse(model: Path) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout
+
+
+def parse(model: Path) -> tuple[int, str]:
+    return play(PARSE, PLUGIN, model)
 
 
 def save_op(case_name: str, folder: Path, dtype: str = "BFLOAT16") -> Path:
@@ -141,4 +164,11 @@ def test_another_namespace_is_not_ours(tmp_path):
     status, text = parse(path)
     assert not CREATED.search(text)
     assert "parsed False" in text
+    assert status == 0, text
+
+
+def test_engines_embed_it_and_every_registry_loads_it_again():
+    status, text = play(EMBED, PLUGIN)
+    lines = [line for line in text.splitlines() if line.startswith(("embedded", "registered"))]
+    assert lines == ["embedded True", "registered True True", "registered True True"], text
     assert status == 0, text

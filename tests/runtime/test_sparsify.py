@@ -346,3 +346,38 @@ def test_bfloat16_is_as_near_to_float32_as_the_unmodified_pipeline(case):
 def test_the_kernel_is_not_asked_on_the_cpu(monkeypatch):
     shared = module.Shared(two_stages(Geometry(GRID, 0, "none", 2, 3, 64)))
     assert shared.operator(torch.zeros(1)) is torch.ops.svdit.sparse_attention
+
+
+def image_to_video(name: str) -> tuple[torch.nn.Module, dict]:
+    """A transformer as the image-to-video pipelines use it, and its inputs without a timestep."""
+    if name == "wan":
+        model = reference_model({**WAN, "in_channels": 36, "image_dim": 20, "added_kv_proj_dim": 192})
+        return model, {
+            "hidden_states": normal(1, 36, 3, 10, 14), "encoder_hidden_states": normal(1, 512, 48),
+            "encoder_hidden_states_image": normal(1, 257, 20),
+        }
+    if name == "cogvideox":
+        case = CogVideoXCase()
+        config = {**case.pipe.transformer.config, "in_channels": 8, "ofs_embed_dim": 24}
+        torch.manual_seed(0)
+        model = diffusers.CogVideoXTransformer3DModel.from_config(config).eval()
+        rotary = tuple(normal(105, 64, seed=seed) for seed in (1, 2))
+        return model, {
+            "hidden_states": normal(1, 6, 8, 10, 14), "encoder_hidden_states": normal(1, 7, 40),
+            "image_rotary_emb": rotary, "ofs": torch.tensor([2.0]),
+        }
+    model = hunyuan.reference_model(image_condition_type="token_replace", guidance_embeds=False)
+    inputs = hunyuan.feed(guidance=False)
+    return model, {name: value for name, value in inputs.items() if name != "timestep"}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_image_to_video_transformers_run(name):
+    model, inputs = image_to_video(name)
+    inputs["timestep"] = torch.full((len(inputs["hidden_states"]),), 700.0)
+    with torch.no_grad():
+        dense = model(**inputs).sample
+        with sparsify(model, template("any", CASES[name].geometry, TILE)):
+            assert rel_l2(model(**inputs).sample, dense) <= 1e-5
+        with sparsify(model, template("any", CASES[name].geometry, TILE, Diagonal(frames=0))):
+            assert rel_l2(model(**inputs).sample, dense) > 1e-4

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
@@ -9,7 +12,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
 from svdit.exporter.attention import PlanAttention, dense
 from svdit.exporter.models.cogvideox.config import PUBLISHED, CogVideoXConfig
-from svdit.exporter.models.cogvideox.model import apply_rope, rope_tables
+from svdit.exporter.models.cogvideox.model import CogVideoXDenoiser, apply_rope, rope_tables
 from svdit.exporter.models.registry import adapter
 from svdit.plans.geometry import Geometry
 from svdit.plans.schema import template
@@ -181,6 +184,20 @@ def test_half_precision(checkpoint):
         got = denoiser(*feed, STAGE)
     assert got.dtype == torch.float32
     assert rel_l2(got, theirs(checkpoint, feed)) <= 3e-2
+
+
+def test_config_as_diffusers_writes_it():
+    """Every argument of the class in the file, with the published sizes; nothing else changes on the way."""
+    arguments = dataclasses.asdict(PUBLISHED)
+    with torch.device("meta"):
+        model = CogVideoXTransformer3DModel(**arguments)
+    written = json.loads(model.to_json_string())
+    assert {key for key in written if not key.startswith("_")} == set(arguments)
+    assert CogVideoXConfig.from_json({**written, "sample_height": 300}, "config.json").largest() == (150, 85)
+    with torch.device("meta"):
+        ours = CogVideoXDenoiser(PUBLISHED, Tiling(geometry_of((1, 1, 1), 226, 48), (1, 1, 1)), dense, torch.bfloat16)
+    theirs = {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in ours.state_dict().items()} == theirs
 
 
 def test_reference_geometry():

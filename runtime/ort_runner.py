@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: one session per graph file of a portable or dense bundle."""
+"""ONNX Runtime on the CPU: one session per graph file of a bundle."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from svdit.plans.bundle import Bundle
 from svdit.plans.errors import complain
 from svdit.runtime.progress import progress
 from svdit.runtime.runner import Runner, need
+from svdit.trt_plugins import onnxruntime_library
 
 
 class OrtRunner(Runner):
@@ -18,6 +19,7 @@ class OrtRunner(Runner):
 
     All sessions are created in `activate`, so that no step of the loop pays for loading. The weight files
     are external data, which ONNX Runtime maps into memory: the graphs of several stages share those pages.
+    The graph of a plugin bundle takes the stage as an input and needs the custom-op library.
     """
 
     backend = "onnxrt"
@@ -40,6 +42,8 @@ class OrtRunner(Runner):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        if self.bundle.manifest.variant == "plugin":
+            self._register(options)
         graphs = self.bundle.manifest.graphs
         for graph in progress(graphs, f"loading {self.bundle.path.name}", "graph", show=len(graphs) > 1):
             path = self.bundle.path / graph.file
@@ -56,11 +60,29 @@ class OrtRunner(Runner):
             for stage in graph.stages:
                 self._sessions[stage] = session
 
+    def _register(self, options: Any) -> None:
+        library = onnxruntime_library.find()
+        if library is None:  # it was there when the backend was chosen
+            raise complain(
+                onnxruntime_library.FILE_NAME, "no such file", "the built library", onnxruntime_library.BUILD
+            )
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as error:  # every failure of this library is an unrelated exception class
+            raise complain(
+                str(library),
+                f"ONNX Runtime: {str(error).splitlines()[0]}",
+                "a custom-op library that this ONNX Runtime can load",
+                f"rebuild it: {onnxruntime_library.BUILD}",
+            ) from error
+
     def _infer(self, feed: Mapping[str, np.ndarray], stage: int) -> dict[str, np.ndarray]:
         session = self._sessions[stage]
         names = [spec.name for spec in self.outputs]
         wanted = {node.name for node in session.get_inputs()}
         given: dict[str, np.ndarray] = {name: array for name, array in feed.items() if name in wanted}
+        if "stage" in wanted:
+            given["stage"] = np.array([stage], dtype=np.int32)
         return dict(zip(names, session.run(names, given), strict=True))
 
     def _close(self) -> None:

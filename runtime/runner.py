@@ -10,6 +10,7 @@ import numpy as np
 
 from svdit.plans.bundle import Bundle, TensorSpec
 from svdit.plans.errors import SvditError, complain
+from svdit.trt_plugins import onnxruntime_library
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -134,12 +135,12 @@ def resolve_backend(bundle: Bundle, backend: str) -> str:
     variant = bundle.manifest.variant
     if backend == "auto":
         return "torch" if variant == "plugin" else "onnxrt"
-    if backend == "onnxrt" and variant == "plugin":
+    if backend == "onnxrt" and variant == "plugin" and onnxruntime_library.find() is None:
         raise complain(
             f"{bundle.path}: variant",
             repr(variant),
-            "'portable' or 'dense' for the backend onnxrt",
-            "export with --variant portable, or use --backend torch",
+            f"'portable' or 'dense' for the backend onnxrt without {onnxruntime_library.FILE_NAME}",
+            f"build it ({onnxruntime_library.BUILD}), export with --variant portable, or use --backend torch",
         )
     return backend
 

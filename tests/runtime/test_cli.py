@@ -14,6 +14,7 @@ from PIL import Image
 from svdit.plans.schema import read_plan
 from svdit.runtime import cli, search_cli
 from svdit.runtime.search_cli import default_state
+from svdit.trt_plugins import onnxruntime_library
 from tests.runtime.conftest import PROMPTS
 
 PROMPT = ("--prompt", PROMPTS[0])
@@ -181,7 +182,10 @@ BAD_RUNS = {
     ),
     "tensorrt": (("{portable}", *PROMPT, "--backend", "tensorrt"), "backend: got 'tensorrt'; expected onnxrt or torch"),
     "onnxrt-cuda": (("{portable}", *PROMPT, "--backend", "onnxrt-cuda"), "backend: got 'onnxrt-cuda'"),
-    "onnxrt on a plugin": (("{plugin}", *PROMPT, "--backend", "onnxrt"), "variant: got 'plugin'; expected 'portable'"),
+    "onnxrt on a plugin": (
+        ("{plugin}", *PROMPT, "--backend", "onnxrt"),
+        r"variant: got 'plugin'; expected 'portable'.* without libsvdit_onnxruntime.so; build it \(cmake -S",
+    ),
     "device for onnxrt": (("{portable}", *PROMPT, "--device", "cuda"), "device: got 'cuda'; expected 'cpu'"),
     "no such device": (
         ("{plugin}", *PROMPT, "--device", "abacus"),
@@ -210,6 +214,7 @@ BAD_RUNS = {
 def test_bad_runs(bundles, tmp_path, monkeypatch, case):
     arguments, message = BAD_RUNS[case]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(onnxruntime_library, "find", lambda: None)
     (tmp_path / "empty.txt").write_text("# nothing\n")
     done = invoke(cli.run, *(a.format(portable=bundles / "portable", plugin=bundles / "plugin") for a in arguments))
     assert done.exit_code == 2, done.output

@@ -17,6 +17,7 @@ from svdit.runtime.compare import compare, dense_bundle
 from svdit.runtime.metrics import psnr, ssim
 from svdit.runtime.pipeline import Request, run_bundle
 from svdit.runtime.runner import make_runner
+from svdit.trt_plugins import onnxruntime_library
 from tests.runtime.conftest import PROMPTS
 
 STEPS = 4
@@ -169,6 +170,7 @@ def test_missing_dense_bundle_says_how_to_make_it(bundles, checkpoint, tmp_path)
 )
 def test_pairs_that_make_no_sense(bundles, monkeypatch, arguments, message):
     monkeypatch.chdir(bundles)
+    monkeypatch.setattr(onnxruntime_library, "find", lambda: None)
     done = CliRunner().invoke(cli.compare, [*arguments, "--prompt", PROMPTS[0], "--steps", "1"])
     assert done.exit_code == 2
     assert re.search(message, done.stderr), done.stderr

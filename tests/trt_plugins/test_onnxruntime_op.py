@@ -163,7 +163,10 @@ BAD_GRAPHS = {
     "heads": (lambda m: _table(m, "head_pattern", lambda x: x[:, :-1]), r"head_pattern: got shape \[3, 2\]; expected"),
     "rows": (lambda m: _table(m, "row_offsets", lambda x: x[:, :-1]), "row_offsets: got shape"),
     "tiles": (lambda m: _table(m, "tile_offsets", lambda x: _with(x, -1, 7)), r"tile_offsets: got 0\.\.7"),
-    "pattern id": (lambda m: _table(m, "head_pattern", lambda x: _with(x, (0, 0), 99)), r"head_pattern\[0, 0\]: got 99"),
+    "pattern id": (
+        lambda m: _table(m, "head_pattern", lambda x: _with(x, (0, 0), 99)),
+        r"head_pattern\[0, 0\]: got 99",
+    ),
     "tile": (lambda m: _table(m, "tile_index", lambda x: _with(x, 0, -5)), r"tile_index\[0\]: got tile -5"),
     "item": (lambda m: _table(m, "work_order", lambda x: _with(x, (0, 0), -1)), "work_order"),
     "dtype of a table": (lambda m: _table(m, "tile_index", lambda x: x.astype(np.int64)), "(?i)type"),
@@ -239,7 +242,7 @@ def test_exports_one_symbol():
 def test_find(monkeypatch, tmp_path):
     file = tmp_path / "anything.so"
     monkeypatch.setenv(onnxruntime_library.VARIABLE, str(file))
-    with pytest.raises(SvditError, match="SVDIT_ORT_OPS: got .*anything.so; expected the path of a built"):
+    with pytest.raises(SvditError, match=r"SVDIT_ORT_OPS: got .*anything\.so; expected the path of a built"):
         onnxruntime_library.find()
     file.touch()
     assert onnxruntime_library.find() == Path(file)

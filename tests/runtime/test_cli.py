@@ -230,7 +230,7 @@ GOOD_SEARCH = {
     "-o": "p.plan.json",
 }
 BAD_SEARCHES = {
-    "no model": ({"--model": None}, "--model: got nothing; expected one of tiny"),
+    "no model": ({"--model": None}, "--model: got nothing; expected one of cogvideox1.5, hunyuan, tiny, wan2.1"),
     "unknown model": ({"--model": "sora"}, "model: got 'sora'; expected one of"),
     "no checkpoint": ({"--checkpoint": "none"}, "checkpoint: got none; expected an existing folder"),
     "empty checkpoint": ({"--checkpoint": "."}, r"checkpoint"),

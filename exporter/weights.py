@@ -159,6 +159,17 @@ def match(
     return {name: stored[key] for name, (key, _) in expected.items()}
 
 
+def find(
+    module: torch.nn.Module, stored_shapes: Mapping[str, tuple[int, ...]], folder: Path
+) -> dict[str, StoredTensor]:
+    """Where each parameter of a module lies: under its own name, in its own shape or the one in `stored_shapes`.
+
+    Raises SvditError unless the files of `folder` hold exactly these.
+    """
+    expected = {name: (name, stored_shapes.get(name, tuple(p.shape))) for name, p in module.named_parameters()}
+    return match(expected, stored_tensors(folder), folder)
+
+
 def load(module: torch.nn.Module, where: Mapping[str, StoredTensor], device: str) -> None:
     """Read every parameter of a meta-device module into its own dtype and shape, on `device`."""
     import torch

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from svdit.plans.errors import complain, rooted
+from svdit.exporter.models.config import TransformerConfig
+from svdit.plans.errors import complain
 from svdit.plans.fields import boolean, integer, number, shown
 from svdit.plans.geometry import Geometry
 
-CLASS_NAME = "CogVideoXTransformer3DModel"
 QK_NORM_EPS = 1e-6
 ROPE_THETA = 10_000.0
 TIME_PERIOD = 10_000.0
@@ -21,12 +21,14 @@ SUPPORTED = "text-to-video CogVideoX1.5 is supported"
 
 
 @dataclass(frozen=True)
-class CogVideoXConfig:
+class CogVideoXConfig(TransformerConfig):
     """The constructor arguments of diffusers' CogVideoXTransformer3DModel, in the text-to-video form of 1.5.
 
     The defaults are those of the class, which are CogVideoX 1.0 and so refused: PUBLISHED has what 1.5 needs.
     """
 
+    class_name: ClassVar[str] = "CogVideoXTransformer3DModel"
+    supported: ClassVar[str] = SUPPORTED
     num_attention_heads: int = 30
     attention_head_dim: int = 64
     in_channels: int = 16
@@ -104,33 +106,11 @@ class CogVideoXConfig:
         """Numbers in one patch of one channel."""
         return self.patch_size_t * self.patch_size**2
 
-    @classmethod
-    def from_json(cls, obj: dict, path: Path) -> CogVideoXConfig:
-        """Read a config.json. Raises SvditError for another class, an unknown key or a form that is not supported."""
-        with rooted(f"{path}: "):
-            if obj.get("_class_name") != CLASS_NAME:
-                raise complain("$._class_name", shown(obj.get("_class_name")), shown(CLASS_NAME), SUPPORTED)
-            names = [f.name for f in fields(cls)]
-            values = {key: value for key, value in obj.items() if not key.startswith("_")}
-            for key in values:
-                if key not in names:
-                    raise complain(f"$.{key}", "an unknown key", "one of " + ", ".join(names))
-            with rooted("$."):
-                return cls(**values)
-
     def geometry(self, latent: tuple[int, int, int]) -> Geometry:
         """Attention geometry for latents of (f, h, w). Raises SvditError when patches do not divide them."""
-        for name, size, patch in zip(("frames", "height", "width"), latent, self.patch, strict=True):
-            if size < 1 or size % patch:
-                raise complain(f"latent {name}", size, f"a positive multiple of the patch size {patch}")
-        grid = tuple(size // patch for size, patch in zip(latent, self.patch, strict=True))
         text, heads = self.max_text_seq_length, self.num_attention_heads
-        return Geometry(grid, text, "before", self.num_layers, heads, self.attention_head_dim)
+        return Geometry(self.grid(latent), text, "before", self.num_layers, heads, self.attention_head_dim)
 
-    def latent(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latent (f, h, w) of a token grid."""
-        f, h, w = (n * patch for n, patch in zip(grid, self.patch, strict=True))
-        return f, h, w
 
     def largest(self) -> tuple[int, int]:
         """Most token rows and columns: diffusers' pipeline makes positions up to the sample size, and no more."""

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from svdit.exporter.models.cogvideox.config import QK_NORM_EPS, ROPE_THETA, TIME_PERIOD, CogVideoXConfig
-from svdit.exporter.token_order import permute_tokens
+from svdit.exporter.models.layers import FeedForward, apply_rope
+from svdit.exporter.token_order import patches_of, permute_tokens, video_of
 
 if TYPE_CHECKING:
     from svdit.exporter.models.base import AttentionFn
@@ -59,13 +60,6 @@ def rope_tables(config: CogVideoXConfig, tiling: Tiling) -> tuple[np.ndarray, np
     text = torch.zeros(tiling.geometry.text_tokens, video.shape[1])
     angle = torch.cat([text, video])[None, :, None, :]
     return angle.cos().numpy(), angle.sin().numpy()
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (2i, 2i + 1) of x [B, N, H, D] in float32."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -137,18 +131,6 @@ class SelfAttention(nn.Module):
         return self.to_out[0](attention(q, k, v, layer, stage, text_len).flatten(2))
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with a tanh GELU between them; the names are diffusers'."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        first = nn.ModuleDict({"proj": nn.Linear(width, 4 * width)})
-        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(4 * width, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](functional.gelu(self.net[0]["proj"](x), approximate="tanh"))
-
-
 class Block(nn.Module):
     """Attention and feed-forward over the joint sequence; each stream keeps its own residual."""
 
@@ -159,7 +141,7 @@ class Block(nn.Module):
         self.norm1 = JointNorm(config)
         self.attn1 = SelfAttention(config)
         self.norm2 = JointNorm(config)
-        self.ff = FeedForward(config.width)
+        self.ff = FeedForward(config.width, 4 * config.width)
 
     def forward(
         self,
@@ -222,30 +204,16 @@ class CogVideoXDenoiser(nn.Module):
     def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, stage: Tensor) -> Tensor:
         text_len = torch.full_like(timestep, self.config.max_text_seq_length, dtype=torch.int32)
         time = self.time_embedding(self.sinusoids(timestep).to(self.dtype))
-        patches = permute_tokens(self.patches(hidden_states.to(self.dtype)), self.order)
+        patches = permute_tokens(patches_of(hidden_states.to(self.dtype), self.grid, self.config.patch), self.order)
         text, video = self.patch_embed(encoder_hidden_states.to(self.dtype), patches)
         rope = (self.rope_cos, self.rope_sin)
         for block in self.transformer_blocks:
             text, video = block(text, video, time, rope, self.attention, stage, text_len)
         out = self.proj_out(self.norm_out(self.norm_final(video), time))
-        return self.video(permute_tokens(out, self.inverse)).float()
+        return video_of(permute_tokens(out, self.inverse), self.grid, self.config.patch).float()
 
     def sinusoids(self, timestep: Tensor) -> Tensor:
         """timestep [B] to float32 [B, C]."""
         angle = timestep.float()[:, None] * self.frequencies[None]
         parts = (angle.cos(), angle.sin()) if self.config.flip_sin_to_cos else (angle.sin(), angle.cos())
         return torch.cat(parts, dim=-1)
-
-    def patches(self, video: Tensor) -> Tensor:
-        """[B, C, f, h, w] to patches in raster order [B, V, P], features in the order (C, pt, ph, pw)."""
-        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
-        batch, channels = video.shape[:2]
-        cells = video.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return cells.reshape(batch, t * h * w, channels * pt * ph * pw)
-
-    def video(self, patches: Tensor) -> Tensor:
-        """Raster-order output features (C, pt, ph, pw) [B, V, P] back to [B, C, f, h, w]."""
-        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
-        batch = patches.shape[0]
-        cells = patches.reshape(batch, t, h, w, -1, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
-        return cells.reshape(batch, -1, t * pt, h * ph, w * pw)

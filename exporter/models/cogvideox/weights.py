@@ -10,17 +10,9 @@ Nothing stays float32 in half precision: diffusers keeps no part of this class i
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from svdit.exporter.models.base import StoredTensor
-from svdit.exporter.weights import match, stored_tensors
-
-if TYPE_CHECKING:
-    import torch
+from svdit.exporter.models.cogvideox.config import CogVideoXConfig
 
 
-def find_weights(module: torch.nn.Module, folder: Path) -> dict[str, StoredTensor]:
-    """Where each parameter of the denoiser lies. Raises SvditError unless the files hold exactly these."""
-    expected = {name: (name, tuple(parameter.shape)) for name, parameter in module.named_parameters()}
-    return match(expected, stored_tensors(folder), folder)
+def stored_shapes(config: CogVideoXConfig) -> dict[str, tuple[int, ...]]:
+    """Tensors that the checkpoint stores in another shape than the denoiser's: none."""
+    return {}

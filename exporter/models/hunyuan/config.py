@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from svdit.plans.errors import complain, rooted
+from svdit.exporter.models.config import TransformerConfig
+from svdit.plans.errors import complain
 from svdit.plans.fields import boolean, integer, integers, number, shown
 from svdit.plans.geometry import Geometry
 
-CLASS_NAME = "HunyuanVideoTransformer3DModel"
 QK_NORM = "rms_norm"
 EPS = 1e-6
 """Of every norm; the class has no option for it."""
@@ -25,9 +25,10 @@ DEFAULT_TILE = (1, 8, 16)
 
 
 @dataclass(frozen=True)
-class HunyuanConfig:
+class HunyuanConfig(TransformerConfig):
     """The constructor arguments of diffusers' HunyuanVideoTransformer3DModel; `token_replace` is refused."""
 
+    class_name: ClassVar[str] = "HunyuanVideoTransformer3DModel"
     in_channels: int = 16
     out_channels: int | None = 16
     num_attention_heads: int = 24
@@ -96,30 +97,8 @@ class HunyuanConfig:
     def patch(self) -> tuple[int, int, int]:
         return self.patch_size_t, self.patch_size, self.patch_size
 
-    @classmethod
-    def from_json(cls, obj: dict, path: Path) -> HunyuanConfig:
-        """Read a config.json. Raises SvditError for another class, an unknown key or an impossible size."""
-        with rooted(f"{path}: "):
-            if obj.get("_class_name") != CLASS_NAME:
-                raise complain("$._class_name", shown(obj.get("_class_name")), shown(CLASS_NAME))
-            names = [f.name for f in fields(cls)]
-            values = {key: value for key, value in obj.items() if not key.startswith("_")}
-            for key in values:
-                if key not in names:
-                    raise complain(f"$.{key}", "an unknown key", "one of " + ", ".join(names))
-            with rooted("$."):
-                return cls(**values)
-
     def geometry(self, latent: tuple[int, int, int]) -> Geometry:
         """Attention geometry for latents of (f, h, w). Raises SvditError when patches do not divide them."""
-        for name, size, patch in zip(("frames", "height", "width"), latent, self.patch, strict=True):
-            if size < 1 or size % patch:
-                raise complain(f"latent {name}", size, f"a positive multiple of the patch size {patch}")
-        grid = tuple(size // patch for size, patch in zip(latent, self.patch, strict=True))
         layers = self.num_layers + self.num_single_layers
-        return Geometry(grid, TEXT_TOKENS, "after", layers, self.num_attention_heads, self.attention_head_dim)
-
-    def latent(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latent (f, h, w) of a token grid."""
-        f, h, w = (n * patch for n, patch in zip(grid, self.patch, strict=True))
-        return f, h, w
+        grid, heads = self.grid(latent), self.num_attention_heads
+        return Geometry(grid, TEXT_TOKENS, "after", layers, heads, self.attention_head_dim)

@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from svdit.exporter.models.hunyuan.config import EPS, TIME_CHANNELS, HunyuanConfig
 from svdit.exporter.models.hunyuan.text import TextRefiner, TwoLayers, wave
-from svdit.exporter.token_order import permute_tokens
+from svdit.exporter.models.layers import FeedForward, RMSNorm, apply_rope
+from svdit.exporter.token_order import patches_of, permute_tokens, video_of
 
 if TYPE_CHECKING:
     from svdit.exporter.models.base import AttentionFn
@@ -55,26 +56,6 @@ def rope_tables(config: HunyuanConfig, tiling: Tiling) -> tuple[np.ndarray, np.n
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (2i, 2i + 1) of x [B, N, H, D] in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
-        return (wide * self.weight.float()).to(x.dtype)
-
-
 def normalised(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer normalisation without weights, in float32, then scale and shift [B, C] in the type of x [B, tokens, C]."""
     normed = functional.layer_norm(x.float(), x.shape[-1:], None, None, EPS).to(x.dtype)
@@ -103,8 +84,8 @@ class Attention(nn.Module):
         self.layer = layer
         for name in ("to_q", "to_k", "to_v"):
             self.add_module(name, nn.Linear(config.width, config.width))
-        self.norm_q = RMSNorm(config.attention_head_dim)
-        self.norm_k = RMSNorm(config.attention_head_dim)
+        self.norm_q = RMSNorm(config.attention_head_dim, EPS)
+        self.norm_k = RMSNorm(config.attention_head_dim, EPS)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, tokens, H, D] of x [B, tokens, C]."""
@@ -132,8 +113,8 @@ class JointAttention(Attention):
         for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
             self.add_module(name, nn.Linear(config.width, config.width))
         self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
-        self.norm_added_q = RMSNorm(config.attention_head_dim)
-        self.norm_added_k = RMSNorm(config.attention_head_dim)
+        self.norm_added_q = RMSNorm(config.attention_head_dim, EPS)
+        self.norm_added_k = RMSNorm(config.attention_head_dim, EPS)
 
     def project_text(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, L, H, D] of text [B, L, C]."""
@@ -156,18 +137,6 @@ class JointAttention(Attention):
         out = attention(apply_rope(q, *rope), apply_rope(k, *rope), v, self.layer, stage, text_len).flatten(2)
         video, text = out.split([x.shape[1], text.shape[1]], dim=1)
         return self.to_out[0](video), self.to_add_out(text)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with a tanh GELU between them; the names are diffusers'."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        first = nn.ModuleDict({"proj": nn.Linear(width, inner)})
-        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(inner, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](functional.gelu(self.net[0]["proj"](x), approximate="tanh"))
 
 
 class DoubleBlock(nn.Module):
@@ -280,7 +249,7 @@ class HunyuanDenoiser(nn.Module):
         scale = None if guidance is None else wave(guidance, self.frequencies).to(self.dtype)
         condition = self.time_text_embed(time, pooled_projections.to(self.dtype), scale)
         text = self.context_embedder(encoder_hidden_states.to(self.dtype), time, encoder_attention_mask)
-        x = permute_tokens(self.patches(hidden_states.to(self.dtype)), self.order)
+        x = permute_tokens(patches_of(hidden_states.to(self.dtype), self.grid, self.config.patch), self.order)
         x = self.x_embedder["proj"](x)
         joint = ((self.rope_cos, self.rope_sin), self.attention, stage, text_len)
         for block in self.transformer_blocks:
@@ -291,18 +260,4 @@ class HunyuanDenoiser(nn.Module):
         x = x.split([self.order.shape[0], self.text_tokens], dim=1)[0]
         scale, shift = self.norm_out(condition)
         x = self.proj_out(normalised(x, shift, scale))
-        return self.video(permute_tokens(x, self.inverse)).float()
-
-    def patches(self, video: Tensor) -> Tensor:
-        """[B, C, f, h, w] to patches in raster order [B, V, P], features in Conv3d's order (C, pt, ph, pw)."""
-        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
-        batch, channels = video.shape[:2]
-        cells = video.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return cells.reshape(batch, t * h * w, channels * pt * ph * pw)
-
-    def video(self, patches: Tensor) -> Tensor:
-        """Raster-order output features (C, pt, ph, pw) [B, V, P] back to [B, C, f, h, w]."""
-        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch
-        batch = patches.shape[0]
-        cells = patches.reshape(batch, t, h, w, -1, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
-        return cells.reshape(batch, -1, t * pt, h * ph, w * pw)
+        return video_of(permute_tokens(x, self.inverse), self.grid, self.config.patch).float()

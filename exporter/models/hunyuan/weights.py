@@ -10,20 +10,9 @@ All of them are in the compute type, as in diffusers, which keeps no part of thi
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from svdit.exporter.models.base import StoredTensor
 from svdit.exporter.models.hunyuan.config import HunyuanConfig
-from svdit.exporter.weights import match, stored_tensors
-
-if TYPE_CHECKING:
-    import torch
 
 
-def find_weights(module: torch.nn.Module, config: HunyuanConfig, folder: Path) -> dict[str, StoredTensor]:
-    """Where each parameter of the denoiser lies. Raises SvditError unless the files hold exactly these."""
-    expected = {name: (name, tuple(parameter.shape)) for name, parameter in module.named_parameters()}
-    kernel = (config.width, config.in_channels, *config.patch)
-    expected["x_embedder.proj.weight"] = ("x_embedder.proj.weight", kernel)
-    return match(expected, stored_tensors(folder), folder)
+def stored_shapes(config: HunyuanConfig) -> dict[str, tuple[int, ...]]:
+    """Tensors that the checkpoint stores in another shape than the denoiser's."""
+    return {"x_embedder.proj.weight": (config.width, config.in_channels, *config.patch)}

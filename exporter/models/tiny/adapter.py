@@ -25,6 +25,7 @@ class TinyAdapter(WanAdapter):
 
     name = "tiny"
     published = PUBLISHED
+    tile = DEFAULT_TILE
 
     def packaged_checkpoint(self) -> Path | None:
         return Path(__file__).with_name("checkpoint")
@@ -50,9 +51,6 @@ class TinyAdapter(WanAdapter):
 
     def reference_latent(self, checkpoint: Path) -> tuple[int, int, int]:
         return self.captions(checkpoint).video
-
-    def default_tile(self) -> tuple[int, int, int]:
-        return DEFAULT_TILE
 
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:
         captions = self.captions(checkpoint)

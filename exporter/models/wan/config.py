@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from svdit.plans.errors import complain, rooted
+from svdit.exporter.models.config import TransformerConfig
+from svdit.plans.errors import complain
 from svdit.plans.fields import boolean, integer, integers, number, shown
 from svdit.plans.geometry import Geometry
 
-CLASS_NAME = "WanTransformer3DModel"
 QK_NORM = "rms_norm_across_heads"
 ROPE_THETA = 10_000.0
 REFERENCE_LATENT = (21, 90, 160)
@@ -20,9 +20,10 @@ DEFAULT_TILE = (1, 8, 16)
 
 
 @dataclass(frozen=True)
-class WanConfig:
+class WanConfig(TransformerConfig):
     """The constructor arguments of diffusers' WanTransformer3DModel, text-to-video only."""
 
+    class_name: ClassVar[str] = "WanTransformer3DModel"
     patch_size: tuple[int, int, int] = (1, 2, 2)
     num_attention_heads: int = 40
     attention_head_dim: int = 128
@@ -70,38 +71,18 @@ class WanConfig:
             raise complain("in_channels", self.in_channels, f"out_channels, {self.out_channels}")
 
     @property
+    def patch(self) -> tuple[int, int, int]:
+        return self.patch_size
+
+    @property
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
-    @classmethod
-    def from_json(cls, obj: dict, path: Path) -> WanConfig:
-        """Read a config.json. Raises SvditError for another class, an unknown key or an impossible size."""
-        with rooted(f"{path}: "):
-            if obj.get("_class_name") != CLASS_NAME:
-                raise complain("$._class_name", shown(obj.get("_class_name")), shown(CLASS_NAME))
-            names = [f.name for f in fields(cls)]
-            values = {key: value for key, value in obj.items() if not key.startswith("_")}
-            for key in values:
-                if key not in names:
-                    raise complain(f"$.{key}", "an unknown key", "one of " + ", ".join(names))
-            for f in fields(cls):
-                if f.default is MISSING and f.name not in values:
-                    raise complain(f"$.{f.name}", "nothing", "a value")
-            with rooted("$."):
-                return cls(**values)
-
     def geometry(self, latent: tuple[int, int, int]) -> Geometry:
         """Attention geometry for latents of (f, h, w). Raises SvditError when patches do not divide them."""
-        for name, size, patch in zip(("frames", "height", "width"), latent, self.patch_size, strict=True):
-            if size < 1 or size % patch:
-                raise complain(f"latent {name}", size, f"a positive multiple of the patch size {patch}")
-        grid = tuple(size // patch for size, patch in zip(latent, self.patch_size, strict=True))
-        return Geometry(grid, 0, "none", self.num_layers, self.num_attention_heads, self.attention_head_dim)
+        grid, heads = self.grid(latent), self.num_attention_heads
+        return Geometry(grid, 0, "none", self.num_layers, heads, self.attention_head_dim)
 
-    def latent(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Latent (f, h, w) of a token grid."""
-        f, h, w = (n * patch for n, patch in zip(grid, self.patch_size, strict=True))
-        return f, h, w
 
     def rope_split(self) -> tuple[int, int, int]:
         """Channels of a head that carry time, row and column positions."""

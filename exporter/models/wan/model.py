@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from svdit.exporter.models.layers import FeedForward, RMSNorm, apply_rope
 from svdit.exporter.models.wan.config import ROPE_THETA, WanConfig
-from svdit.exporter.token_order import permute_tokens
+from svdit.exporter.token_order import patches_of, permute_tokens, video_of
 
 if TYPE_CHECKING:
     from svdit.exporter.models.base import AttentionFn
@@ -49,27 +50,6 @@ def rope_tables(config: WanConfig, tiling: Tiling) -> tuple[np.ndarray, np.ndarr
         parts.append(np.outer(position, frequencies))
     angle = np.concatenate(parts, axis=1)[None, :, None, :]
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (2i, 2i + 1) of x [B, N, H, D] in float32."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * self.weight.float()).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -131,18 +111,6 @@ class CrossAttention(Attention):
         else:
             out = functional.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](out.transpose(1, 2).flatten(2))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with a tanh GELU between them; the names are diffusers'."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        first = nn.ModuleDict({"proj": nn.Linear(width, inner)})
-        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(inner, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](functional.gelu(self.net[0]["proj"](x), approximate="tanh"))
 
 
 class Block(nn.Module):
@@ -223,7 +191,7 @@ class WanDenoiser(nn.Module):
         self.dtype = dtype
         self.attention = attention
         tokens, half = tiling.geometry.tokens, config.attention_head_dim // 2
-        features = math.prod(config.patch_size)
+        features = math.prod(config.patch)
         self.patch_embedding = nn.Linear(config.in_channels * features, config.width)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = nn.ModuleList([Block(config, i) for i in range(config.num_layers)])
@@ -238,24 +206,10 @@ class WanDenoiser(nn.Module):
     def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, stage: Tensor) -> Tensor:
         text_len = torch.zeros_like(timestep, dtype=torch.int32)
         time, modulation, text = self.condition_embedder(timestep, encoder_hidden_states.to(self.dtype))
-        x = permute_tokens(self.patches(hidden_states.to(self.dtype)), self.order)
+        x = permute_tokens(patches_of(hidden_states.to(self.dtype), self.grid, self.config.patch), self.order)
         x = self.patch_embedding(x)
         for block in self.blocks:
             x = block(x, text, modulation, (self.rope_cos, self.rope_sin), self.attention, stage, text_len)
         shift, scale = (self.scale_shift_table.float() + time.float().unsqueeze(1)).chunk(2, 1)
         x = self.proj_out((self.norm_out(x) * (1 + scale) + shift).to(x.dtype))
-        return self.video(permute_tokens(x, self.inverse)).float()
-
-    def patches(self, video: Tensor) -> Tensor:
-        """[B, C, f, h, w] to patches in raster order [B, N, P], features in Conv3d's order (C, pt, ph, pw)."""
-        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch_size
-        batch, channels = video.shape[:2]
-        cells = video.reshape(batch, channels, t, pt, h, ph, w, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        return cells.reshape(batch, t * h * w, channels * pt * ph * pw)
-
-    def video(self, patches: Tensor) -> Tensor:
-        """Raster-order output features (pt, ph, pw, C) [B, N, P] back to [B, C, f, h, w]."""
-        (t, h, w), (pt, ph, pw) = self.grid, self.config.patch_size
-        batch = patches.shape[0]
-        cells = patches.reshape(batch, t, h, w, pt, ph, pw, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return cells.reshape(batch, -1, t * pt, h * ph, w * pw)
+        return video_of(permute_tokens(x, self.inverse), self.grid, self.config.patch, channels_first=False).float()

@@ -1,0 +1,90 @@
+"""What the adapters of diffusers' transformers share; a model's own adapter says only what differs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svdit.exporter import weights
+from svdit.exporter.models.base import ModelAdapter, TracedDenoiser
+from svdit.exporter.models.config import TransformerConfig
+from svdit.plans.errors import complain
+from svdit.plans.geometry import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from svdit.exporter.models.base import AttentionFn
+    from svdit.plans.tiles import Tiling
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The torch side of a model."""
+
+    denoiser: Callable[..., torch.nn.Module]
+    """(config, tiling, attention, compute dtype) -> module."""
+    constants: Callable[[Any, Tiling], dict[str, np.ndarray]]
+    """(config, tiling) -> values of the module's buffers by name."""
+    stored_shapes: Callable[[Any], dict[str, tuple[int, ...]]]
+    """config -> shapes of those tensors that the checkpoint stores in another shape, by parameter name."""
+    keeps_float32: Callable[[str], bool] = lambda name: False
+    """Whether the parameter of this name stays float32 in half precision."""
+
+
+class TransformerAdapter(ModelAdapter):
+    """A diffusers pipeline folder, or its transformer folder alone."""
+
+    published: TransformerConfig
+    """Sizes to go by when there is no checkpoint at hand."""
+    tile: tuple[int, int, int]
+    latent: tuple[int, int, int]
+    """Latent (f, h, w) of the reference video."""
+
+    @abstractmethod
+    def parts(self) -> Parts:
+        """The torch side of the model; its modules are imported here."""
+
+    def config(self, checkpoint: Path) -> Any:
+        path = weights.component_folder(checkpoint, "transformer") / "config.json"
+        return type(self.published).from_json(weights.read_json(path, "a transformer's config"), path)
+
+    def reference_latent(self, checkpoint: Path) -> tuple[int, int, int]:
+        """Latent (f, h, w) that `geometry` is for."""
+        return self.latent
+
+    def geometry(self, checkpoint: Path) -> Geometry:
+        return self.config(checkpoint).geometry(self.reference_latent(checkpoint))
+
+    def default_tile(self) -> tuple[int, int, int]:
+        return self.tile
+
+    def latent_shape(self, geometry: Geometry, checkpoint: Path | None = None) -> tuple[int, int, int, int]:
+        config: Any = self.published if checkpoint is None else self.config(checkpoint)
+        return (config.in_channels, *config.latent(geometry.grid))
+
+    def traced_denoiser(
+        self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str
+    ) -> TracedDenoiser:
+        import torch
+
+        self.check_geometry(checkpoint, tiling.geometry)
+        config, parts, compute = self.config(checkpoint), self.parts(), getattr(torch, dtype)
+        with torch.device("meta"):
+            module = parts.denoiser(config, tiling, attention, compute)
+        for name, parameter in module.named_parameters():
+            parameter.data = parameter.data.to(torch.float32 if parts.keeps_float32(name) else compute)
+            parameter.requires_grad_(False)
+        folder = weights.component_folder(checkpoint, "transformer")
+        found = weights.find(module, parts.stored_shapes(config), folder)
+        return TracedDenoiser(module.eval(), found, parts.constants(config, tiling))
+
+    def encode_prompts(self, checkpoint: Path, prompts: list[str]) -> torch.Tensor:
+        raise complain("prompts", f"a request to encode text for {self.name}", "embeddings made by diffusers' pipeline")
+
+    def decode(self, checkpoint: Path, latents: torch.Tensor) -> np.ndarray:
+        raise complain("latents", f"a request to decode video for {self.name}", "diffusers' pipeline and its VAE")

@@ -6,7 +6,6 @@ The structures mirror `include/svdit/problem.h` and `launch.h`. No torch at impo
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from svdit.plans.errors import SvditError, complain
+from svdit.trt_plugins import built_library
 
 FILE_NAME = "libsvdit_kernels.so"
 VARIABLE = "SVDIT_KERNELS"
@@ -177,14 +177,7 @@ class KernelLibrary:
 
 def find() -> Path | None:
     """The library named by SVDIT_KERNELS, or where CMake installs or builds it; None when there is none."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise complain(VARIABLE, named, f"the path of a built {FILE_NAME}", "or unset it")
-        return Path(named)
-    here = Path(__file__).resolve().parent
-    places = (here / "lib" / FILE_NAME, here.parent / "build" / FILE_NAME)
-    return next((place for place in places if place.is_file()), None)
+    return built_library.find(FILE_NAME, VARIABLE)
 
 
 @lru_cache(maxsize=8)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from svdit.plans.errors import complain
+from svdit.trt_plugins import built_library
 
 FILE_NAME = "libsvdit_onnxruntime.so"
 VARIABLE = "SVDIT_ORT_OPS"
@@ -22,11 +21,4 @@ def find() -> Path | None:
 
     Raises SvditError when the variable names no file.
     """
-    named = os.environ.get(VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise complain(VARIABLE, named, f"the path of a built {FILE_NAME}", "or unset it")
-        return Path(named)
-    here = Path(__file__).resolve().parent
-    places = (here / "lib" / FILE_NAME, here.parent / "build" / FILE_NAME)
-    return next((place for place in places if place.is_file()), None)
+    return built_library.find(FILE_NAME, VARIABLE)

@@ -111,7 +111,6 @@ class CogVideoXConfig(TransformerConfig):
         text, heads = self.max_text_seq_length, self.num_attention_heads
         return Geometry(self.grid(latent), text, "before", self.num_layers, heads, self.attention_head_dim)
 
-
     def largest(self) -> tuple[int, int]:
         """Most token rows and columns: diffusers' pipeline makes positions up to the sample size, and no more."""
         return self.sample_height // self.patch_size, self.sample_width // self.patch_size

@@ -83,7 +83,6 @@ class WanConfig(TransformerConfig):
         grid, heads = self.grid(latent), self.num_attention_heads
         return Geometry(grid, 0, "none", self.num_layers, heads, self.attention_head_dim)
 
-
     def rope_split(self) -> tuple[int, int, int]:
         """Channels of a head that carry time, row and column positions."""
         side = 2 * (self.attention_head_dim // 6)

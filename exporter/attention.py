@@ -1,7 +1,6 @@
-"""The ways a denoiser's self-attention can be computed: dense, by a plan, or as a node of a traced graph.
+"""Self-attention as nodes of a traced graph, and the constants that they share.
 
-All are AttentionFn (models/base.py): q, k, v [B, N, H, D] in tile order, layer, stage int32 [1],
-text_len int32 [B] -> [B, N, H, D].
+What computes attention in torch is in svdit.runtime.attention.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from svdit.exporter.op_schema import DOMAIN, OP_TYPE, OP_VERSION
 
@@ -18,46 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from svdit.plans.tables import Tables
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:
-    """Every token attends to every token; for models without text in self-attention."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-class PlanAttention:
-    """Attention by the tables of a plan, through the torch operator `svdit::sparse_attention`."""
-
-    def __init__(self, tables: Tables) -> None:
-        from svdit.trt_plugins import torch_op
-
-        torch_op.load()
-        self.tables = tables
-        self.unique = UniqueTables(tables)
-        self._on: dict[torch.device, dict[str, Tensor]] = {}
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:
-        on = self._on.get(q.device)
-        if on is None:
-            values = self.unique.values.items()
-            on = self._on[q.device] = {name: torch.from_numpy(x).to(q.device) for name, x in values}
-        head_pattern, work_order = self.unique.of_layer[layer]
-        return torch.ops.svdit.sparse_attention(
-            q,
-            k,
-            v,
-            stage,
-            text_len,
-            on[head_pattern],
-            on["tile_offsets"],
-            on["row_offsets"],
-            on["tile_index"],
-            on[work_order],
-            q.shape[-1] ** -0.5,
-            self.tables.text_tokens,
-            self.tables.text_first,
-        )
 
 
 class SymbolicAttention(nn.Module):
@@ -114,7 +72,3 @@ class UniqueTables:
                 self.values[name] = array
                 names.append(name)
             self.of_layer.append((names[0], names[1]))
-
-
-def unique_tables(tables: Tables) -> UniqueTables:
-    return UniqueTables(tables)

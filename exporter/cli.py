@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import click
 
 from svdit.plans.bundle import PRECISIONS, VARIANTS
-from svdit.plans.errors import SvditError
+from svdit.plans.command import json_option, reports_mistakes, write_json
 
 
 @click.command(name="svdit-export")
@@ -25,8 +24,9 @@ from svdit.plans.errors import SvditError
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Compute type.")
 @click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="2 serves guidance.")
 @click.option("--copy-weights", is_flag=True, help="Copy the weight files instead of linking to them.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write sizes and times to this file.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
+@json_option
+@reports_mistakes
 def main(
     model: str,
     plan_file: Path,
@@ -43,15 +43,7 @@ def main(
     Writes a bundle: graphs, plan, manifest, and links to the checkpoint's weights. Variants: plugin, one graph
     with svdit::SparseAttention nodes; portable, one graph a stage in standard operators; dense, the baseline.
     """
-    try:
-        figures = run(model, plan_file, checkpoint, variant, precision, batch, copy_weights, output)
-        if json_file is not None:
-            from svdit.plans.files import write_atomic
-
-            write_atomic(json_file, json.dumps(figures, indent=1) + "\n")
-    except SvditError as error:
-        click.echo(f"svdit-export: {error}", err=True)
-        sys.exit(2)
+    write_json(json_file, run(model, plan_file, checkpoint, variant, precision, batch, copy_weights, output))
 
 
 def run(
@@ -92,7 +84,7 @@ def run(
             note=notes.append,
         )
     for text in notes:
-        click.echo(f"svdit-export: {text}", err=True)
+        click.echo(f"note: {text}", err=True)
     seconds = time.perf_counter() - start
     graph_bytes = sum((bundle.path / graph.file).stat().st_size for graph in bundle.manifest.graphs)
     click.echo(

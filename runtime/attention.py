@@ -6,12 +6,13 @@ text_len int32 [B]) -> [B, N, H, D].
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from svdit.plans.errors import complain
 from svdit.plans.schema import Plan
-from svdit.plans.tables import tables_of
+from svdit.plans.tables import Tables, tables_of
 from svdit.plans.tiles import Tiling
 from svdit.trt_plugins import cuda_library, torch_op
 
@@ -54,19 +55,29 @@ class DenseAttention:
         return attend(q, k, v, text_bias(self.tiling, text_len))
 
 
+class PlacedTables:
+    """The tables of a plan on a device."""
+
+    def __init__(self, tables: Tables, device: str | torch.device) -> None:
+        def put(array: np.ndarray) -> torch.Tensor:
+            return torch.as_tensor(array, dtype=torch.int32).contiguous().to(device)
+
+        self._shared = [put(a) for a in (tables.tile_offsets, tables.row_offsets, tables.tile_index)]
+        self._head_pattern = [put(a) for a in tables.head_pattern]
+        self._work_order = [put(a) for a in tables.work_order]
+
+    def of(self, layer: int) -> tuple[torch.Tensor, ...]:
+        """head_pattern, tile_offsets, row_offsets, tile_index, work_order: as the operator takes them."""
+        return self._head_pattern[layer], *self._shared, self._work_order[layer]
+
+
 class OpAttention:
     """The op `svdit::sparse_attention`: only the kept keys are read."""
 
     def __init__(self, plan: Plan, device: str = "cpu") -> None:
         torch_op.load()
         self.tables = tables_of(plan)
-
-        def put(array: object) -> torch.Tensor:
-            return torch.as_tensor(array, dtype=torch.int32).contiguous().to(device)
-
-        self.shared = [put(a) for a in (self.tables.tile_offsets, self.tables.row_offsets, self.tables.tile_index)]
-        self.head_pattern = [put(a) for a in self.tables.head_pattern]
-        self.work_order = [put(a) for a in self.tables.work_order]
+        self.placed = PlacedTables(self.tables, device)
 
     def __call__(
         self,
@@ -86,9 +97,7 @@ class OpAttention:
             v.contiguous(),
             stage,
             text_len,
-            self.head_pattern[layer],
-            *self.shared,
-            self.work_order[layer],
+            *self.placed.of(layer),
             q.shape[-1] ** -0.5,
             text,
             self.tables.text_first,

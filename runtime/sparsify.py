@@ -21,6 +21,7 @@ from torch import Tensor
 from svdit.plans.errors import complain
 from svdit.plans.schema import Plan
 from svdit.plans.tables import tables_of
+from svdit.runtime.attention import PlacedTables
 from svdit.runtime.families import Family, family_of
 from svdit.trt_plugins import cuda_library, reference, torch_op
 
@@ -157,15 +158,9 @@ class Shared:
         if device == self.device:
             return
 
-        def put(array: Any) -> Tensor:
-            return torch.as_tensor(array).contiguous().to(device)
-
-        tables = self.tables
         with torch.inference_mode(False):
-            self.order, self.inverse = put(self._order), put(torch.argsort(self._order))
-            self.lists = [put(a) for a in (tables.tile_offsets, tables.row_offsets, tables.tile_index)]
-            self.head_pattern = [put(a) for a in tables.head_pattern]
-            self.work_order = [put(a) for a in tables.work_order]
+            self.order, self.inverse = self._order.to(device), torch.argsort(self._order).to(device)
+            self.placed = PlacedTables(self.tables, device)
             if self.device is not None:
                 self.stage, self.text_len = self.stage.to(device), self.text_len.to(device)
         self.device = device
@@ -195,9 +190,7 @@ class LayerAttention:
             *(x.index_select(1, shared.order) for x in (q, k, v)),
             shared.stage,
             shared.text_len,
-            shared.head_pattern[self.layer],
-            *shared.lists,
-            shared.work_order[self.layer],
+            *shared.placed.of(self.layer),
             q.shape[-1] ** -0.5,
             shared.tables.text_tokens,
             shared.tables.text_first,

@@ -67,15 +67,6 @@ def contact_sheet(video: np.ndarray, columns: int = SHEET_FRAMES, min_side: int 
     return np.concatenate(parts[:-1], axis=1)
 
 
-def stack_sheets(sheets: list[np.ndarray]) -> np.ndarray:
-    """Sheets of equal width above each other."""
-    gap = np.full((GAP, sheets[0].shape[1], 3), 255, np.uint8)
-    parts: list[np.ndarray] = []
-    for sheet in sheets:
-        parts += [sheet, gap]
-    return np.concatenate(parts[:-1], axis=0)
-
-
 def png_bytes(image: np.ndarray) -> bytes:
     """uint8 [h, w, 3] as PNG."""
     from PIL import Image

@@ -13,6 +13,12 @@ from onnx.reference.op_run import OpRun
 from svdit.trt_plugins import torch_op
 
 
+def dense(q, k, v, layer, stage, text_len):
+    """Every token attends to every token: torch's attention on [B, N, H, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
 def external(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from svdit.exporter.attention import PlanAttention, dense
 from svdit.exporter.export import export, rewrite, trace_denoiser
 from svdit.exporter.graph import weight_files
 from svdit.exporter.models.registry import adapter
@@ -26,7 +25,8 @@ from svdit.plans.errors import SvditError
 from svdit.plans.patterns import Diagonal, MultiDiagonal
 from svdit.plans.schema import Plan, Stage, template
 from svdit.plans.tables import tables_of
-from tests.exporter.graphs import external, load_resolved, run_in_python
+from svdit.runtime.attention import OpAttention
+from tests.exporter.graphs import dense, external, load_resolved, run_in_python
 from tests.tolerance import rel_l2
 
 
@@ -67,7 +67,7 @@ def on_onnxruntime(path, feed) -> np.ndarray:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_portable_and_plugin_equal_torch(bundles, tiny_checkpoint, tiny_plan, feed, stage):
-    want = truth(tiny_checkpoint, tiny_plan, feed, PlanAttention(tables_of(tiny_plan)), stage)
+    want = truth(tiny_checkpoint, tiny_plan, feed, OpAttention(tiny_plan), stage)
     portable = on_onnxruntime(bundles["portable"].path / f"dit.stage{stage}.onnx", feed)
     assert rel_l2(portable, want) <= 1e-5
     plugin = run_in_python(bundles["plugin"].path / "dit.onnx", {**feed, "stage": np.array([stage], dtype=np.int32)})
@@ -88,7 +88,7 @@ def test_shipped_model(tmp_path):
         "timestep": np.array([900.0, 900.0], dtype=np.float32),
         "encoder_hidden_states": model.encode_prompts(checkpoint, ["", "red circle moving right"]).numpy(),
     }
-    want = truth(checkpoint, plan, feed, PlanAttention(tables_of(plan)))
+    want = truth(checkpoint, plan, feed, OpAttention(plan))
     for file in weight_files(traced.parameters):
         shutil.copy(file, tmp_path)
     for variant in ("portable", "plugin"):
@@ -104,7 +104,7 @@ def test_shipped_model(tmp_path):
 
 def test_stages_differ(tiny_checkpoint, tiny_plan, feed):
     """Without this the test above would not see a stage that is ignored."""
-    attention = PlanAttention(tables_of(tiny_plan))
+    attention = OpAttention(tiny_plan)
     first, second = (truth(tiny_checkpoint, tiny_plan, feed, attention, stage) for stage in (0, 1))
     assert rel_l2(first, second) > 0.01
 
@@ -239,7 +239,7 @@ def test_half_precision_plugin(trace_once, tmp_path, tiny_checkpoint, tiny_plan,
 def test_fp16_plugin_computes_the_same(trace_once, tmp_path, tiny_checkpoint, tiny_plan, feed):
     bundle = export("tiny", tiny_plan, tmp_path / "b", checkpoint=tiny_checkpoint, precision="fp16")
     got = run_in_python(bundle.path / "dit.onnx", {**feed, "stage": np.array([1], dtype=np.int32)})
-    assert rel_l2(got, truth(tiny_checkpoint, tiny_plan, feed, PlanAttention(tables_of(tiny_plan)), 1)) <= 1e-2
+    assert rel_l2(got, truth(tiny_checkpoint, tiny_plan, feed, OpAttention(tiny_plan), 1)) <= 1e-2
 
 
 def test_wan_from_a_transformer_folder(tmp_path, wan_checkpoint):
@@ -253,7 +253,7 @@ def test_wan_from_a_transformer_folder(tmp_path, wan_checkpoint):
         "timestep": torch.tensor([400.0]),
         "encoder_hidden_states": torch.randn(1, 512, 48, generator=generator),
     }
-    denoiser = adapter("wan2.1").denoiser(wan_checkpoint, plan.tiling(), PlanAttention(tables_of(plan)))
+    denoiser = adapter("wan2.1").denoiser(wan_checkpoint, plan.tiling(), OpAttention(plan))
     with torch.no_grad():
         want = denoiser(*feed.values(), torch.zeros(1, dtype=torch.int32)).numpy()
     got = on_onnxruntime(bundle.path / "dit.stage0.onnx", {k: v.numpy() for k, v in feed.items()})

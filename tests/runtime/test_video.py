@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from svdit.plans.errors import SvditError
-from svdit.runtime.video import GAP, check_target, contact_sheet, enlarge, png_bytes, stack_sheets, write_mp4
+from svdit.runtime.video import GAP, check_target, contact_sheet, enlarge, png_bytes, write_mp4
 
 
 def test_mp4_keeps_frames_order_and_colours(tmp_path):
@@ -44,7 +44,6 @@ def test_contact_sheet_shows_first_and_last_frame():
     assert sheet.shape == (128, 5 * 128 + 4 * GAP, 3)
     assert [int(sheet[0, i * (128 + GAP), 0]) for i in range(5)] == [0, 5, 10, 14, 19]
     assert contact_sheet(video[:2], columns=5).shape[1] == 2 * 128 + GAP
-    assert stack_sheets([sheet, sheet]).shape[0] == 2 * 128 + GAP
 
 
 def test_png_round_trip():

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svdit.exporter.attention import dense
 from svdit.exporter.models.registry import adapter
 from svdit.plans.errors import SvditError
 from svdit.plans.geometry import Geometry
 from svdit.plans.tiles import Tiling
+from tests.exporter.graphs import dense
 
 MODEL = adapter("cogvideox1.5")
 GEOMETRY = Geometry((2, 3, 4), 7, "before", 2, 3, 64)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from svdit.exporter.attention import PlanAttention, dense
 from svdit.exporter.export import export
 from svdit.exporter.models.registry import adapter
 from svdit.exporter.op_schema import INPUTS
@@ -17,7 +16,8 @@ from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, MultiDiagonal, Stripe
 from svdit.plans.schema import Plan, Stage
 from svdit.plans.tables import tables_of
-from tests.exporter.graphs import run_in_python
+from svdit.runtime.attention import OpAttention
+from tests.exporter.graphs import dense, run_in_python
 from tests.tolerance import rel_l2
 
 MODEL = adapter("cogvideox1.5")
@@ -71,7 +71,7 @@ def on_onnxruntime(path, feed) -> np.ndarray:
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_portable_and_plugin_equal_torch(bundles, checkpoint, plan, feed, stage):
-    want = truth(checkpoint, plan, feed, PlanAttention(tables_of(plan)), stage)
+    want = truth(checkpoint, plan, feed, OpAttention(plan), stage)
     assert rel_l2(want, truth(checkpoint, plan, feed, dense)) > 1e-3  # the plan is felt
     assert rel_l2(on_onnxruntime(bundles["portable"].path / f"dit.stage{stage}.onnx", feed), want) <= 1e-5
     staged = {**feed, "stage": np.array([stage], dtype=np.int32)}

@@ -10,14 +10,14 @@ import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
-from svdit.exporter.attention import PlanAttention, dense
 from svdit.exporter.models.cogvideox.config import PUBLISHED, CogVideoXConfig
 from svdit.exporter.models.cogvideox.model import CogVideoXDenoiser, apply_rope, rope_tables
 from svdit.exporter.models.registry import adapter
 from svdit.plans.geometry import Geometry
 from svdit.plans.schema import template
-from svdit.plans.tables import tables_of
 from svdit.plans.tiles import Tiling
+from svdit.runtime.attention import OpAttention
+from tests.exporter.graphs import dense
 from tests.exporter.models.cogvideox.conftest import SMALL
 from tests.tolerance import rel_l2
 
@@ -114,7 +114,7 @@ def test_a_full_plan_through_the_operator_equals_dense(checkpoint):
     geometry = geometry_of(GRID)
     plan = template(MODEL.name, geometry, (1, 2, 4))
     feed = inputs(checkpoint, geometry)
-    got = ours(checkpoint, plan.tiling(), feed, PlanAttention(tables_of(plan)))
+    got = ours(checkpoint, plan.tiling(), feed, OpAttention(plan))
     assert rel_l2(got, theirs(checkpoint, feed)) <= 1e-5
 
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svdit.exporter.attention import PlanAttention
 from svdit.exporter.export import export, rewrite, trace_denoiser
 from svdit.exporter.models.registry import adapter
 from svdit.plans.errors import SvditError
 from svdit.plans.schema import template
 from svdit.plans.tables import tables_of
 from svdit.plans.tiles import Tiling
+from svdit.runtime.attention import OpAttention
 from tests.exporter.graphs import load_resolved, run_in_python
 from tests.exporter.models.hunyuan import checkpoints as small
 from tests.tolerance import rel_l2
@@ -77,7 +77,7 @@ def numpy_feed() -> dict[str, np.ndarray]:
 
 
 def truth(folder, plan, stage=0) -> np.ndarray:
-    denoiser = adapter("hunyuan").denoiser(folder, plan.tiling(), PlanAttention(tables_of(plan)))
+    denoiser = adapter("hunyuan").denoiser(folder, plan.tiling(), OpAttention(plan))
     with torch.no_grad():
         return denoiser(**small.feed(), stage=torch.tensor([stage], dtype=torch.int32)).numpy()
 

@@ -9,14 +9,13 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from svdit.exporter.attention import PlanAttention
 from svdit.exporter.models.hunyuan.config import HunyuanConfig
 from svdit.exporter.models.hunyuan.model import rope_tables
 from svdit.exporter.models.registry import adapter
 from svdit.plans.geometry import Geometry
 from svdit.plans.schema import template
-from svdit.plans.tables import tables_of
 from svdit.plans.tiles import Tiling
+from svdit.runtime.attention import OpAttention
 from tests.exporter.models.hunyuan import checkpoints as small
 from tests.tolerance import rel_l2
 
@@ -56,7 +55,7 @@ def test_equals_diffusers_in_any_tile_order(folder, tile):
 def test_a_full_plan_through_the_operator_equals_diffusers(folder):
     plan = template("hunyuan", small.geometry(), (1, 4, 4))
     feed = small.feed()
-    got = ours(folder, plan.tiling(), feed, PlanAttention(tables_of(plan)))
+    got = ours(folder, plan.tiling(), feed, OpAttention(plan))
     assert rel_l2(got, theirs(folder, feed)) <= 1e-5
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from svdit.exporter.attention import PlanAttention, dense
 from svdit.exporter.models.registry import adapter
 from svdit.exporter.models.wan.config import WanConfig
 from svdit.exporter.models.wan.model import apply_rope, rope_tables
 from svdit.plans.geometry import Geometry
 from svdit.plans.schema import template
-from svdit.plans.tables import tables_of
 from svdit.plans.tiles import Tiling
+from svdit.runtime.attention import OpAttention
 from tests.exporter import checkpoints
+from tests.exporter.graphs import dense
 from tests.tolerance import rel_l2
 
 STAGE = torch.zeros(1, dtype=torch.int32)
@@ -72,7 +72,7 @@ def test_a_full_plan_through_the_operator_equals_dense(tiny_checkpoint):
     geometry = model.geometry(tiny_checkpoint)
     plan = template("tiny", geometry, (1, 4, 4))
     feed = inputs(model.latent_shape(geometry, tiny_checkpoint), model.text_shape(tiny_checkpoint))
-    sparse = ours("tiny", tiny_checkpoint, plan.tiling(), feed, PlanAttention(tables_of(plan)))
+    sparse = ours("tiny", tiny_checkpoint, plan.tiling(), feed, OpAttention(plan))
     assert rel_l2(sparse, theirs(tiny_checkpoint / "transformer", feed)) <= 1e-5
 
 

@@ -20,7 +20,8 @@ from svdit.plans.stages import Segment, merge, stages_of
 
 DEFAULT_LAM = 0.5
 DEFAULT_EPS = 1.0
-DEFAULT_ERROR_SCALE = 20.0
+DEFAULT_ERROR_SCALE = 4.0
+DEFAULT_DENSE_STEPS = 0.2
 NORMALISERS = ("layer", "head")
 
 
@@ -66,7 +67,7 @@ class Rule:
     eps: float = DEFAULT_EPS
     error_scale: float = DEFAULT_ERROR_SCALE
     normaliser: str = "layer"
-    dense_steps: float = 0.0
+    dense_steps: float = DEFAULT_DENSE_STEPS
 
     def __post_init__(self) -> None:
         for name in ("lam", "eps", "error_scale"):
@@ -136,9 +137,9 @@ def rule_for_density(
     measured: Measurement,
     density: float,
     max_stages: int,
-    error_scale: float = 1.0,
+    error_scale: float = DEFAULT_ERROR_SCALE,
     normaliser: str = "layer",
-    dense_steps: float = 0.0,
+    dense_steps: float = DEFAULT_DENSE_STEPS,
 ) -> Rule:
     """The rule whose merged plan keeps at most `density`, found by bisection over lam with eps = lam.
 

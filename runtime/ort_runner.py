@@ -39,7 +39,7 @@ class OrtRunner(Runner):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # NOTE threads of an idle session must not spin while another session of the same process works.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if self.bundle.manifest.variant == "plugin":

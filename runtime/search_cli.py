@@ -8,7 +8,15 @@ import click
 
 from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import SvditError, complain
-from svdit.plans.search import DEFAULT_EPS, DEFAULT_ERROR_SCALE, DEFAULT_LAM, NORMALISERS, Rule, rule_for_density
+from svdit.plans.search import (
+    DEFAULT_DENSE_STEPS,
+    DEFAULT_EPS,
+    DEFAULT_ERROR_SCALE,
+    DEFAULT_LAM,
+    NORMALISERS,
+    Rule,
+    rule_for_density,
+)
 from svdit.runtime.prompt_options import collect_prompts, prompt_options
 
 METHODS = ("sparse-vdit", "budget")
@@ -65,7 +73,11 @@ def parse_tile(text: str) -> tuple[int, int, int]:
     help="Mean square that errors are divided by: of the whole layer, or of each head.",
 )
 @click.option(
-    "--dense-steps", type=float, default=0.0, show_default=True, help="Share of the steps, from the first, kept full."
+    "--dense-steps",
+    type=float,
+    default=DEFAULT_DENSE_STEPS,
+    show_default=True,
+    help="Share of the steps, from the first, kept full.",
 )
 @click.option("--density", type=float, help="Choose lam = eps so that this density is met (from measured errors).")
 @click.option("--max-stages", type=int, default=3, show_default=True, help="Most stages of the plan.")

@@ -14,7 +14,7 @@ plan=plans/library/tiny.plan.json
 mkdir -p "$out"
 if [ -n "${SVDIT_SEARCH:-}" ]; then
     plan=$out/searched.plan.json
-    svdit-search --model tiny --tile 1,8,8 --lam 0.5 --eps 0.5 --dense-steps 0.2 --query-tiles 18 \
+    svdit-search --model tiny --query-tiles 18 \
         --prompt "fast blue square moving up-left" -o "$plan"
 fi
 for variant in portable dense; do

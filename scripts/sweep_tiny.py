@@ -24,8 +24,11 @@ import numpy as np
 from svdit.exporter.models import registry
 from svdit.plans.schema import write_plan
 from svdit.plans.search import Rule, rule_for_density
+from svdit.plans.tiles import Tiling
+from svdit.runtime.candidates import default_candidates
 from svdit.runtime.measure import plan_of, search
 from svdit.runtime.pipeline import generate
+from svdit.runtime.torch_runner import checkpoint_of
 
 SEARCH_PROMPTS = ["red circle moving right", "fast blue square moving up-left", "slow green triangle moving down",
                   "yellow square moving up"]
@@ -72,7 +75,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="float16", help="of the videos; errors are always measured in float32")
-    parser.add_argument("--tiles", default="1x8x8,2x8x8")
+    parser.add_argument("--tiles", default="4x4x4,1x8x8")
     parser.add_argument("--densities", default="0.5,0.4,0.45,0.35,0.3,0.55,0.25,0.2")
     parser.add_argument("--stages", default="3")
     parser.add_argument("--lam", default="0.5")
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("--dense-steps", default="0.2", help="shares of the steps; the walk uses the first")
     parser.add_argument("--search-count", type=int, default=4, help="prompts of the walk")
     parser.add_argument("--query-tiles", type=int, help="measure errors on that many query tiles")
+    parser.add_argument("--top", default="", help="shares of tile pairs: adds each head's heaviest tiles as candidates")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--count", type=int, default=8, help="test prompts")
     parser.add_argument("--videos", action="store_true", help="also write the videos, as DIR/*.npz")
@@ -116,14 +120,16 @@ def main() -> None:
 
     for text in args.tiles.split(","):
         rule = Rule(dense_steps=numbers(args.dense_steps)[0])
+        tiling = Tiling(adapter.geometry(checkpoint_of(adapter, args.checkpoint)), tile_of(text))
+        top = {f"heaviest-{p:g}": {"kind": "tiles", "rows": {"top": p}} for p in numbers(args.top)}
         found = search(adapter, args.checkpoint, SEARCH_PROMPTS[:args.search_count], rule=rule, tile=tile_of(text),
-                       steps=args.steps, query_tiles=args.query_tiles, device=args.device,
-                       state=args.out / f"tiny-{text}.search.npz", show=False)
+                       candidates=default_candidates(tiling) | top, steps=args.steps, query_tiles=args.query_tiles,
+                       device=args.device, state=args.out / f"tiny-{text}.search.npz", show=False)
         print(f"{time.time() - began:5.0f} s searched with tile {text}", flush=True)
         measured = found.measurement
         for stages, share, density in product(map(int, args.stages.split(",")), numbers(args.dense_steps),
                                               numbers(args.densities)):
-            rule = rule_for_density(measured, density, stages, Rule.error_scale, dense_steps=share)
+            rule = rule_for_density(measured, density, stages, dense_steps=share)
             judge(f"tiny-{text}-d{density:g}-w{share:g}-s{stages}", plan_of(found.state, rule, stages), rule)
         for lam, eps in product(numbers(args.lam), numbers(args.eps)):
             rule = Rule(lam, eps, dense_steps=numbers(args.dense_steps)[0])

@@ -163,11 +163,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     captions = torch.nn.Embedding(sum(map(len, VOCABULARY.values())) + 1, TEXT_WIDTH).to(device)
+    model = WanTransformer3DModel(**CONFIG).to(device)
     if args.init:
-        model = WanTransformer3DModel.from_pretrained(args.init / "transformer", torch_dtype=torch.float32).to(device)
+        kept = WanTransformer3DModel.from_pretrained(args.init / "transformer", torch_dtype=torch.float32)
+        model.load_state_dict(kept.state_dict())
         captions.weight.data.copy_(load_file(args.init / "captions/captions.safetensors")["weight"])
-    else:
-        model = WanTransformer3DModel(**CONFIG).to(device)
     ema, ema_captions = copy.deepcopy(model).eval(), copy.deepcopy(captions)
     run = model if args.no_compile else torch.compile(model, dynamic=False)
     weights = [*model.parameters(), *captions.parameters()]

@@ -84,7 +84,7 @@ def test_relative_error_by_hand():
 
 @pytest.mark.parametrize("normaliser", ["layer", "head"])
 def test_plan_without_merging_is_the_rule_at_every_step(normaliser):
-    data, rule = measured(), Rule(0.5, 0.6, 2.0, normaliser)
+    data, rule = measured(), Rule(0.5, 0.6, 2.0, normaliser, dense_steps=0.0)
     plan = plan_of(data, rule, 6)
     for step in range(6):
         stage = plan.stages[plan.stage_of(step, 6)]
@@ -102,7 +102,7 @@ def test_plan_without_merging_is_the_rule_at_every_step(normaliser):
 
 
 def test_plan_round_trips_and_records_its_errors():
-    data, rule = measured(), Rule(0.5, 0.6, 2.0)
+    data, rule = measured(), Rule(0.5, 0.6, 2.0, dense_steps=0.0)
     plan = plan_of(data, rule, 2, {"prompts": ["a"], "seed": 3})
     assert dumps(loads(dumps(plan))) == dumps(plan)
     assert plan.provenance["prompts"] == ["a"] and plan.provenance["method"] == "sparse-vdit"
@@ -122,7 +122,7 @@ def test_plan_round_trips_and_records_its_errors():
 
 def test_plan_density_is_that_of_its_masks():
     data = measured()
-    plan = plan_of(data, Rule(0.5, 0.6, 2.0), 3)
+    plan = plan_of(data, Rule(0.5, 0.6, 2.0, dense_steps=0.0), 3)
     tiling = plan.tiling()
     per_step = [
         np.mean(
@@ -155,7 +155,7 @@ def test_dense_steps_are_full_in_every_head(share, dense, max_stages):
 
 def test_density_counts_dense_steps():
     data = measured()
-    rule = rule_for_density(data, 0.6, 6, dense_steps=0.3)  # steps 0 and 1 of 6: a third of everything
+    rule = rule_for_density(data, 0.6, 6, 1.0, dense_steps=0.3)  # steps 0 and 1 of 6: a third of everything
     assert rule.dense_steps == 0.3
     assert 1 / 3 < mean_density(data, merge(loss_table(data, rule), 6)) <= 0.6
     with pytest.raises(SvditError, match=r"density: got 0.3; expected at least 0\.\d+ with these candidates"):
@@ -166,7 +166,7 @@ def test_larger_eps_and_lam_never_make_a_plan_denser():
     data = measured()
 
     def density(lam: float, eps: float) -> float:
-        return mean_density(data, merge(loss_table(data, Rule(lam, eps)), 3))
+        return mean_density(data, merge(loss_table(data, Rule(lam, eps, dense_steps=0.0)), 3))
 
     by_eps = [density(0.5, eps) for eps in (0.0, 0.2, 0.4, 0.8, 1.6, 50.0)]
     assert by_eps[0] == 1.0 and by_eps == sorted(by_eps, reverse=True)
@@ -177,9 +177,10 @@ def test_larger_eps_and_lam_never_make_a_plan_denser():
 @pytest.mark.parametrize("target", [0.1, 0.25, 0.4, 0.9])
 def test_rule_for_density_is_the_densest_that_fits(target):
     data = measured()
-    rule = rule_for_density(data, target, 6)
+    rule = rule_for_density(data, target, 6, 1.0, dense_steps=0.0)
     kept = mean_density(data, merge(loss_table(data, rule), 6))
-    looser = mean_density(data, merge(loss_table(data, Rule(rule.lam * 0.999, rule.eps * 0.999, 1.0)), 6))
+    cheaper = Rule(rule.lam * 0.999, rule.eps * 0.999, 1.0, dense_steps=0.0)
+    looser = mean_density(data, merge(loss_table(data, cheaper), 6))
     assert rule.lam == rule.eps
     assert kept <= target < looser
 
@@ -190,7 +191,7 @@ def test_rule_for_density_minimises_error_for_its_density():
     table = relative_error(data.error, data.power)[0].reshape(6, 4)
     kept = np.concatenate([(1 - data.sparsity).reshape(6, 4), np.ones((6, 1))], 1)
     table = np.concatenate([table, np.zeros((6, 1))], 1)
-    rule = rule_for_density(data, 0.4, 1)
+    rule = rule_for_density(data, 0.4, 1, dense_steps=0.0)
     choice = merge(loss_table(data, rule), 1)[0].choice.ravel()
     density, error = kept[np.arange(6), choice].sum(), table[np.arange(6), choice].sum()
     grid = np.stack(np.meshgrid(*[np.arange(5)] * 6, indexing="ij"), -1).reshape(-1, 6)
@@ -218,6 +219,6 @@ def test_rule_for_density_refuses_what_no_candidate_reaches():
     data = measured()
     dense = Measurement(data.modes[1:], data.patterns[1:], data.error[..., 1:], data.power, data.sparsity[..., 1:])
     with pytest.raises(SvditError, match=r"density: got 0.01; expected at least 0\.\d+ with these candidates"):
-        rule_for_density(dense, 0.01, 3)
+        rule_for_density(dense, 0.01, 3, dense_steps=0.0)
     with pytest.raises(SvditError, match=r"density: got 0; expected a number in \(0, 1\]"):
         rule_for_density(data, 0, 3)

@@ -18,7 +18,7 @@ from svdit.runtime.search_state import read_state
 from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
 
-RULE = Rule(0.5, 0.4, 10.0)
+RULE = Rule(0.5, 0.4, 10.0, dense_steps=0.0)
 SPECS = {
     "skip": {"kind": "skip"},
     "band": {"kind": "diagonal", "frames": 0},
@@ -77,12 +77,12 @@ def test_first_layer_errors_against_float64(adapter, checkpoint, found):
 
 def test_choices_are_fed_forward(adapter, checkpoint):
     """With one sparse candidate that is always taken, the trajectory is that of the plan that uses it everywhere."""
-    taken = run(adapter, checkpoint, candidates={"band": SPECS["band"]}, rule=Rule(0.0, 1e9, 1.0))
+    taken = run(adapter, checkpoint, candidates={"band": SPECS["band"]}, rule=Rule(0.0, 1e9, 1.0, dense_steps=0.0))
     plan = taken.plan
     assert {name for stage in plan.stages for row in stage.layers for name in row} == {"band"}
     video = generate(adapter, checkpoint, PROMPTS, plan=plan, steps=4)
     np.testing.assert_allclose(taken.state.latents, video.latents, rtol=0, atol=2e-4)
-    never = run(adapter, checkpoint, candidates={"band": SPECS["band"]}, rule=Rule(0.5, 0.0, 1.0))
+    never = run(adapter, checkpoint, candidates={"band": SPECS["band"]}, rule=Rule(0.5, 0.0, 1.0, dense_steps=0.0))
     assert never.plan.patterns == {} and never.plan.provenance["density"] == 1.0
     dense = generate(adapter, checkpoint, PROMPTS, steps=4)
     np.testing.assert_allclose(never.state.latents, dense.latents, rtol=0, atol=2e-4)
@@ -135,7 +135,7 @@ def test_choosing_again_from_the_state(adapter, checkpoint, found, tmp_path):
     run(adapter, checkpoint, state=state)
     stored = read_state(state)
     assert dumps(plan_of(stored, RULE, 2)) == dumps(found.plan)
-    other = plan_of(stored, Rule(0.5, 0.3, 10.0), 2)
+    other = plan_of(stored, Rule(0.5, 0.3, 10.0, dense_steps=0.0), 2)
     assert other.provenance["choice"] == "open loop" and found.plan.provenance["choice"] == "closed loop"
     assert other.provenance["measured_with"]["eps"] == 0.4
     assert other.provenance["density"] >= found.plan.provenance["density"]
@@ -156,7 +156,7 @@ def test_sampling_query_tiles_changes_errors_only_a_little(adapter, checkpoint, 
             "steps: got 4; expected 5 as asked for now; use the same settings, name another --state, or delete",
         ),
         ({"prompts": PROMPTS[:1]}, "prompts: got"),
-        ({"rule": Rule(0.5, 0.3, 10.0)}, "rule: got"),
+        ({"rule": Rule(0.5, 0.3, 10.0, dense_steps=0.0)}, "rule: got"),
         ({"tile": (1, 2, 3)}, "tile: got|candidates: got"),
         ({"seed": 1}, "seed: got 0; expected 1"),
         ({"query_tiles": 3}, "query_tiles: got null; expected 3"),

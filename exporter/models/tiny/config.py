@@ -12,7 +12,7 @@ from svdit.plans.fields import array, integer, integers, record, shown, string
 
 REFERENCE_VIDEO = (16, 96, 96)
 """Frames, height, width in pixels: the size that the shipped weights were trained at."""
-DEFAULT_TILE = (1, 8, 16)
+DEFAULT_TILE = (4, 4, 4)
 DEFAULT_SPEED = "medium"
 KINDS = ("colour", "shape", "direction", "speed")
 """Kinds of words, in the order of a caption's tokens."""

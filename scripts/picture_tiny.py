@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--prompt", default="red circle moving right")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--tile", type=int, nargs=3, default=(4, 4, 4), metavar=("T", "H", "W"))
+    parser.add_argument("--tile", type=int, nargs=3, default=(1, 8, 8), metavar=("T", "H", "W"))
     args = parser.parse_args()
 
     adapter = registry.adapter("tiny")

@@ -1,7 +1,10 @@
-// The C entry points that touch a GPU: check pointers, find the architecture, hand over to its kernel.
+// The C entry points that touch a GPU: check pointers, choose the kernel for the GPU, hand over to it.
 #include <cuda_runtime_api.h>
 
-#include "sm90_launch.h"
+#include <cstdlib>
+#include <cstring>
+
+#include "launch_request.h"
 
 namespace svdit {
 namespace {
@@ -18,6 +21,57 @@ svdit_status check_pointers(const svdit_tensors &tensors, const svdit_tables &ta
     if (table == nullptr || reinterpret_cast<uintptr_t>(table) % 4 != 0) {
       return report.fail(SVDIT_BAD_POINTER, "tables: got a null or misaligned pointer; expected seven int32 arrays");
     }
+  }
+  return SVDIT_OK;
+}
+
+struct Gpu {
+  int major;
+  int minor;
+  int multiprocessors;
+  int l2_bytes;
+  int shared_per_multiprocessor;
+};
+
+svdit_status query(Gpu &gpu, Report &report) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  const auto get = [&](int &value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
+  };
+  get(gpu.major, cudaDevAttrComputeCapabilityMajor);
+  get(gpu.minor, cudaDevAttrComputeCapabilityMinor);
+  get(gpu.multiprocessors, cudaDevAttrMultiProcessorCount);
+  get(gpu.l2_bytes, cudaDevAttrL2CacheSize);
+  get(gpu.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  return error == cudaSuccess ? SVDIT_OK : report.cuda("device query", error);
+}
+
+enum class Kernel { kSm80, kSm90 };
+
+// The fastest kernel that the GPU runs and this library holds; SVDIT_KERNEL names another one.
+svdit_status choose(const Gpu &gpu, Kernel &kernel, Report &report) {
+  if (gpu.major < 8) {
+    return report.fail(SVDIT_UNSUPPORTED_GPU, "GPU: got compute capability %d.%d; expected 8.0 (A100, RTX 30) or newer",
+                       gpu.major, gpu.minor);
+  }
+  bool hopper = gpu.major == 9 && gpu.minor == 0;
+#ifndef SVDIT_SM90
+  hopper = false;
+#endif
+  const char *wanted = std::getenv("SVDIT_KERNEL");
+  if (wanted == nullptr || *wanted == '\0') {
+    kernel = hopper ? Kernel::kSm90 : Kernel::kSm80;
+    return SVDIT_OK;
+  }
+  if (std::strcmp(wanted, "sm80") == 0) {
+    kernel = Kernel::kSm80;
+  } else if (std::strcmp(wanted, "sm90") == 0 && hopper) {
+    kernel = Kernel::kSm90;
+  } else {
+    return report.fail(SVDIT_UNSUPPORTED_GPU,
+                       "SVDIT_KERNEL: got \"%.32s\" on compute capability %d.%d; expected sm80%s; unset it for the best",
+                       wanted, gpu.major, gpu.minor, hopper ? " or sm90" : "");
   }
   return SVDIT_OK;
 }
@@ -50,20 +104,24 @@ __attribute__((visibility("default"))) svdit_status svdit_launch(const svdit_pro
     return report.fail(SVDIT_BAD_WORKSPACE, "workspace: got %zu bytes at %p; expected %zu bytes, 16-byte aligned",
                        workspace_size, workspace, svdit::kWorkspaceBytes);
   }
-  int device = 0, major = 0, minor = 0, multiprocessors = 0, l2_bytes = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
-  if (error != cudaSuccess) return report.cuda("device query", error);
-  if (major != 9 || minor != 0) {
-    return report.fail(SVDIT_UNSUPPORTED_GPU, "GPU: got compute capability %d.%d; expected 9.0 (H100, H200)", major,
-                       minor);
-  }
-  const svdit::LaunchRequest request{*problem,  *tensors, *tables, workspace, static_cast<cudaStream_t>(stream),
-                                     multiprocessors, l2_bytes};
-  return svdit::launch_sm90(request, report);
+  svdit::Gpu gpu;
+  status = svdit::query(gpu, report);
+  if (status != SVDIT_OK) return status;
+  svdit::Kernel kernel = svdit::Kernel::kSm80;
+  status = svdit::choose(gpu, kernel, report);
+  if (status != SVDIT_OK) return status;
+  const svdit::LaunchRequest request{*problem,
+                                     *tensors,
+                                     *tables,
+                                     workspace,
+                                     static_cast<cudaStream_t>(stream),
+                                     gpu.multiprocessors,
+                                     gpu.l2_bytes,
+                                     gpu.shared_per_multiprocessor};
+#ifdef SVDIT_SM90
+  if (kernel == svdit::Kernel::kSm90) return svdit::launch_sm90(request, report);
+#endif
+  return svdit::launch_sm80(request, report);
 }
 
 }  // extern "C"

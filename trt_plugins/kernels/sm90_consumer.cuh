@@ -1,21 +1,20 @@
 // What a math warpgroup does with the stream of key blocks: 64 query rows, one block after the other.
 #pragma once
 
-#include <type_traits>
-
 #include "sm90_pipeline.cuh"
 #include "sm90_producer.cuh"
 
 namespace svdit {
 
-// State and parts common to the orders in which products and softmax can be run.
+// Two warpgroups take turns on the tensor cores. Per block j of the stream: S(j) = Q K(j)^T and O += P(j-1) V(j-1) are
+// issued together; the softmax of S(j) then runs under the other warpgroup's products.
 template <typename Config>
 class Sm90Consumer {
- protected:
   using T = typename Config::Element;
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kStages = Config::kStages;
 
+ public:
   __device__ __forceinline__ Sm90Consumer(const Sm90Params &params, Control<Config> &control, uint32_t shared,
                                           int warpgroup)
       : params_(params), control_(control), shared_(shared), warpgroup_(warpgroup) {
@@ -26,8 +25,22 @@ class Sm90Consumer {
     softmax_.start();
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) output_[i] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 64; ++i) scores_[i] = 0.0f;
   }
 
+  __device__ __forceinline__ void run() {
+    if (warpgroup_ == 1) give_turn(0);
+    if (!first_block()) return;
+    while (true) {
+      if (!step<1>()) break;
+      advance();
+      if (!step<0>()) break;
+    }
+    if (threadIdx.x % 128 == 0) sm90::store_wait<0>();
+  }
+
+ private:
   __device__ __forceinline__ void arrive(const uint64_t &barrier) {
     if (threadIdx.x % 32 == 0) sm90::barrier_arrive(sm90::shared_address(&barrier));
   }
@@ -62,7 +75,7 @@ class Sm90Consumer {
 
   __device__ __forceinline__ void convert(const float (&scores)[64]) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) weights_[i] = sm90::pack<T>(scores[2 * i], scores[2 * i + 1]);
+    for (int i = 0; i < 32; ++i) weights_[i] = pack<T>(scores[2 * i], scores[2 * i + 1]);
   }
 
   __device__ __forceinline__ void rescale_output() {
@@ -96,59 +109,6 @@ class Sm90Consumer {
     for (int i = 0; i < kHeadDim / 2; ++i) output_[i] = 0.0f;
   }
 
-  const Sm90Params &params_;
-  Control<Config> &control_;
-  const uint32_t shared_;
-  const int warpgroup_;
-  uint32_t query_low_;
-  int query_slot_ = 0;
-  Softmax softmax_;
-  float output_[kHeadDim / 2];
-  uint32_t weights_[32];
-};
-
-// Two warpgroups that take turns on the tensor cores. Per block j of the stream: S(j) = Q K(j)^T and O += P(j-1) V(j-1) are
-// issued together; the softmax of S(j) then runs under the other warpgroup's products.
-template <typename Config>
-class TurnsConsumer : Sm90Consumer<Config> {
-  using Base = Sm90Consumer<Config>;
-  using Base::kStages;
-  using Base::arrive;
-  using Base::convert;
-  using Base::control_;
-  using Base::finish_item;
-  using Base::issue_output;
-  using Base::issue_scores;
-  using Base::output_;
-  using Base::query_low_;
-  using Base::query_slot_;
-  using Base::read_block;
-  using Base::rescale_output;
-  using Base::shared_;
-  using Base::softmax;
-  using Base::softmax_;
-  using Base::warpgroup_;
-
- public:
-  __device__ __forceinline__ TurnsConsumer(const Sm90Params &params, Control<Config> &control,
-                                           uint32_t shared, int warpgroup)
-      : Base(params, control, shared, warpgroup) {
-#pragma unroll
-    for (int i = 0; i < 64; ++i) scores_[i] = 0.0f;
-  }
-
-  __device__ __forceinline__ void run() {
-    if (warpgroup_ == 1) give_turn(0);
-    if (!first_block()) return;
-    while (true) {
-      if (!step<1>()) break;
-      advance();
-      if (!step<0>()) break;
-    }
-    if (threadIdx.x % 128 == 0) sm90::store_wait<0>();
-  }
-
- private:
   __device__ __forceinline__ void take_turn() {
 #ifndef SVDIT_WHATIF_NO_TURNS
     sm90::named_sync(kTurn + warpgroup_, Config::kMathThreads);
@@ -248,6 +208,15 @@ class TurnsConsumer : Sm90Consumer<Config> {
     return first ^ (first + (Config::kBlockBytes >> 4));
   }
 
+  const Sm90Params &params_;
+  Control<Config> &control_;
+  const uint32_t shared_;
+  const int warpgroup_;
+  uint32_t query_low_;
+  int query_slot_ = 0;
+  Softmax softmax_;
+  float output_[kHeadDim / 2];
+  uint32_t weights_[32];
   uint32_t pair_ = 0;
   uint32_t parity_ = 0;  // of the barriers of the current two stages
   uint32_t previous_ = 0;  // the stage before them
@@ -255,144 +224,5 @@ class TurnsConsumer : Sm90Consumer<Config> {
   int block_ = 0;
   float scores_[64];
 };
-
-// One warpgroup keeps two blocks of scores: S(j+1) and P(j-1) V(j-1) run under the softmax of S(j), so that the
-// next softmax never waits for its scores, and nobody waits for turns. Needs the registers of D = 64.
-template <typename Config>
-class TwoScoresConsumer : Sm90Consumer<Config> {
-  static_assert(Config::kHeadDim == 64 && Config::kStages == 4 && Config::kQuerySlots == 3);
-  using Base = Sm90Consumer<Config>;
-  using Base::kStages;
-  using Base::arrive;
-  using Base::convert;
-  using Base::control_;
-  using Base::finish_item;
-  using Base::issue_output;
-  using Base::issue_scores;
-  using Base::output_;
-  using Base::query_low_;
-  using Base::query_slot_;
-  using Base::read_block;
-  using Base::rescale_output;
-  using Base::shared_;
-  using Base::softmax;
-  using Base::softmax_;
-  using Base::warpgroup_;
-
- public:
-  __device__ __forceinline__ TwoScoresConsumer(const Sm90Params &params, Control<Config> &control,
-                                               uint32_t shared, int warpgroup)
-      : Base(params, control, shared, warpgroup) {
-#pragma unroll
-    for (int i = 0; i < 64; ++i) even_[i] = odd_[i] = 0.0f;
-  }
-
-  __device__ __forceinline__ void run() {
-    sm90::barrier_wait(sm90::shared_address(&control_.keys_full[0]), 0);
-    block_ = read_block(0);
-    if (block_ & kBlockIsStop) return;
-    start_scores(even_);
-    sm90::mma_wait<0>();
-    sm90::hold(even_);
-    start_scores(odd_);
-    first_step();
-    while (true) {
-      if (!step(odd_)) break;
-      if (!step(even_)) break;
-    }
-    if (threadIdx.x % 128 == 0) sm90::store_wait<0>();
-  }
-
- private:
-  // Issues S of the next block of the stream; its mark goes to next_block_.
-  __device__ __forceinline__ void start_scores(float (&scores)[64]) {
-    sm90::barrier_wait(sm90::shared_address(&control_.keys_full[issue_stage_]), issue_parity_);
-    if (next_block_ & kBlockIsLast) {
-      issue_slot_ = issue_slot_ == Config::kQuerySlots - 1 ? 0 : issue_slot_ + 1;
-      query_low_ = sm90::descriptor_low(
-          shared_ + Config::kQuery + issue_slot_ * Config::kBlockBytes + warpgroup_ * 64 * 128, 16);
-    }
-    next_block_ = read_block(issue_stage_);
-    sm90::hold(scores);
-    sm90::mma_fence();
-    issue_scores(scores, issue_stage_);
-    issue_stage_ = (issue_stage_ + 1) % kStages;
-    issue_parity_ ^= issue_stage_ == 0 ? 1 : 0;
-  }
-
-  __device__ __forceinline__ void first_step() {
-    arrive(control_.keys_empty[0]);
-    softmax(even_, block_);
-    sm90::hold(even_);
-    sm90::mma_wait<0>();
-    sm90::hold(even_);
-    sm90::hold(odd_);
-    arrive(control_.keys_empty[1]);
-    convert(even_);
-    continue_products(even_);
-  }
-
-  // P(j) V(j), then S(j+2) into the scores that P(j) came from.
-  __device__ __forceinline__ void continue_products(float (&scores)[64]) {
-    sm90::barrier_wait(sm90::shared_address(&control_.values_full[stage_]), parity_);
-    sm90::hold(output_);
-    sm90::mma_fence();
-    issue_output(stage_);
-    previous_block_ = block_;
-    block_ = next_block_;
-    start_scores(scores);
-    previous_stage_ = stage_;
-    stage_ = (stage_ + 1) % kStages;
-    parity_ ^= stage_ == 0 ? 1 : 0;
-  }
-
-  // S(j) is complete when this starts. Returns false when block j was the first stop mark; the scores after it,
-  // of the second, are unused.
-  __device__ __forceinline__ bool step(float (&scores)[64]) {
-    const bool opens_item = (previous_block_ & kBlockIsLast) != 0;
-    float finished[2];
-    if (opens_item) {
-      finished[0] = softmax_.sum[0];
-      finished[1] = softmax_.sum[1];
-      softmax_.start();
-    }
-    const bool rescale = softmax(scores, block_);
-    sm90::hold(scores);
-    // A branch on the sums keeps the wait behind the exponentials, as in TurnsConsumer; with the wait on both sides
-    // of the branch below, ptxas runs out of registers. It is taken for rows with a NaN and does nothing.
-    if (__any_sync(kAllLanes, !(softmax_.sum[0] + softmax_.sum[1] >= 0.0f))) asm volatile("nanosleep.u32 1;");
-    sm90::mma_wait<0>();
-    sm90::hold(even_);
-    sm90::hold(odd_);
-    sm90::hold(output_);
-    arrive(control_.values_empty[previous_stage_]);
-    arrive(control_.keys_empty[(stage_ + 1) % kStages]);
-    if (opens_item) {
-      finish_item(query_slot_, finished);
-      query_slot_ = query_slot_ == Config::kQuerySlots - 1 ? 0 : query_slot_ + 1;
-    } else if (rescale) {
-      rescale_output();
-    }
-    if (block_ & kBlockIsStop) return false;
-    convert(scores);
-    continue_products(scores);
-    return true;
-  }
-
-  int block_ = 0;           // mark of block j
-  int next_block_ = 0;      // of the block whose scores were issued last
-  int previous_block_ = 0;  // of block j - 1
-  uint32_t stage_ = 0;      // of block j, and the parity of its barriers
-  uint32_t parity_ = 0;
-  uint32_t previous_stage_ = 0;
-  uint32_t issue_stage_ = 0;
-  uint32_t issue_parity_ = 0;
-  int issue_slot_ = 0;
-  float even_[64];
-  float odd_[64];
-};
-
-template <typename Config>
-using Consumer = std::conditional_t<Config::kTwoScores, TwoScoresConsumer<Config>, TurnsConsumer<Config>>;
 
 }  // namespace svdit

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "pack.cuh"
+
 namespace svdit::sm90 {
 
 // Shared-memory operand descriptors, 128-byte swizzle. The high word is constant: 8 rows of 128 bytes
@@ -98,18 +100,6 @@ __device__ __forceinline__ void mma_rs(float (&acc)[32], const uint32_t *a, uint
                  : SVDIT_ACC32(acc, 0)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
-}
-
-// Two floats to one register of two 16-bit numbers, low half first.
-template <typename T>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  uint32_t packed;
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  }
-  return packed;
 }
 
 // Four 8 x 8 matrices of 16-bit numbers to shared memory; lane i gives the row address i % 8 of matrix i / 8.

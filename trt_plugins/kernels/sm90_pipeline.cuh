@@ -19,18 +19,8 @@ struct Sm90Config {
   static_assert(sizeof(Element_) == 2, "the sm_90 kernel takes 16-bit types");
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_;
-#ifdef SVDIT_STAGES_64
-  static constexpr int kStages = kHeadDim == 128 ? 2 : SVDIT_STAGES_64;
-#else
   static constexpr int kStages = kHeadDim == 128 ? 2 : 4;
-#endif
-#ifdef SVDIT_TWO_SCORES
-  static constexpr bool kTwoScores = kHeadDim == 64;
-#else
-  static constexpr bool kTwoScores = false;
-#endif
-  static constexpr int kQuerySlots = kTwoScores ? 3 : 2;  // items that can be in work at once, and one to load
-  static constexpr int kStopMarks = kTwoScores ? 2 : 1;   // blocks whose scores are issued beyond the last
+  static constexpr int kQuerySlots = 2;
   static constexpr int kMathWarpgroups = 2;
   static constexpr int kMathThreads = kMathWarpgroups * 128;
   static constexpr int kThreads = kMathThreads + 128;

@@ -75,7 +75,7 @@ class Sm90Producer {
       if (item_.rows == 0) break;
       feed(chunk);
     }
-    for (int i = 0; i < Config::kStopMarks; ++i) stop();
+    stop();
   }
 
  private:
@@ -101,13 +101,8 @@ class Sm90Producer {
     request();
     if (any) {
       load_values();
-      if constexpr (Config::kQuerySlots == 2) {
-        query_parity_ ^= query_slot_;
-        query_slot_ ^= 1;
-      } else {
-        query_slot_ = query_slot_ == Config::kQuerySlots - 1 ? 0 : query_slot_ + 1;
-        query_parity_ ^= query_slot_ == 0 ? 1 : 0;
-      }
+      query_parity_ ^= query_slot_;
+      query_slot_ ^= 1;
     } else {
       using T = typename Config::Element;
       store_zeros<T, Config::kHeadDim>(static_cast<T *>(params_.output), params_.tables.tokens, params_.tables.heads,

@@ -1,7 +1,7 @@
 // Instantiations and launch of the sm_90 kernel.
 #include "sm90_sparse_attention.cuh"
 
-#include "sm90_launch.h"
+#include "launch_request.h"
 
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "this kernel uses wgmma: build with CMAKE_CUDA_ARCHITECTURES=90a"
@@ -75,11 +75,7 @@ svdit_status launch(const LaunchRequest &request, Report &report) {
                       make_map(encode, problem, {request.tensors.v, kBlockRows, true}, &params.value_map) &&
                       make_map(encode, problem, {request.tensors.o, kBlockRows / 2, true}, &params.output_map);
   if (!mapped) return report.fail(SVDIT_CUDA_ERROR, "driver: refused a tensor map; check that q, k, v and o are device memory");
-  const svdit_tables &tables = request.tables;
-  params.tables = WorkTables{tables.stage,        tables.text_len,   tables.head_pattern, tables.tile_offsets,
-                             tables.row_offsets,  tables.tile_index, tables.work_order,   problem.batch,
-                             problem.tokens,      problem.heads,     problem.text_tokens, problem.num_tiles,
-                             problem.num_stages,  problem.num_items, problem.text_first != 0};
+  params.tables = work_tables(problem, request.tables);
   params.output = request.tensors.o;
   params.counter = static_cast<int *>(request.workspace);
   params.scale_log2 = problem.scale * 1.4426950408889634f;

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     }
   } else {
     sm90::grow_registers<Config::kMathRegisters>();
-    Consumer<Config>(params, control, shared, warp / 4).run();
+    Sm90Consumer<Config>(params, control, shared, warp / 4).run();
   }
 }
 

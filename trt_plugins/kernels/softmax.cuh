@@ -1,4 +1,4 @@
-// Running maximum and sum of two rows a thread, in the layout of a 64 x 128 warpgroup accumulator:
+// Running maximum and sum of two rows a thread, in the layout of matrix accumulators (16 rows a warp, any width):
 // register 4 i + 2 r + c of a thread holds row (lane / 4 + 8 r), column 8 i + 2 (lane % 4) + c.
 #pragma once
 
@@ -25,10 +25,11 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 // Columns from columns on do not exist: their scores become -inf. Used on short blocks alone.
-__device__ __forceinline__ void mask_columns(float (&scores)[64], int columns) {
+template <int kValues>
+__device__ __forceinline__ void mask_columns(float (&scores)[kValues], int columns) {
   const int limit = columns - 2 * (threadIdx.x % 4);
 #pragma unroll
-  for (int i = 0; i < 64; ++i) {
+  for (int i = 0; i < kValues; ++i) {
     if (8 * (i / 4) + i % 2 >= limit) scores[i] = -INFINITY;
   }
 }
@@ -42,7 +43,6 @@ constexpr float kMaxShare = 1.0f / 16.0f;
 
 struct Softmax {
   float max[2];      // the reference maximum of raw scores
-  float offset[2];   // the same times to_log2
   float limit[2];    // scores up to here do not renew it
   float sum[2];      // of this thread's columns alone
   float rescale[2];  // what the output accumulated so far must be multiplied by
@@ -51,7 +51,6 @@ struct Softmax {
 
   __device__ __forceinline__ void start() {
     max[0] = max[1] = limit[0] = limit[1] = -INFINITY;
-    offset[0] = offset[1] = 0.0f;
     sum[0] = sum[1] = 0.0f;
   }
 
@@ -60,13 +59,13 @@ struct Softmax {
     rescale[row] = exp2_fast((max[row] - renewed) * to_log2);
     max[row] = renewed;
     sum[row] *= rescale[row];
-    offset[row] = renewed * to_log2;
     // a row is shared by four threads; this one's sum stands for a quarter
     limit[row] = renewed + fminf(fmaxf(__log2f(sum[row] * (4.0f * kMaxShare)), 0.0f), kMaxLag) * from_log2;
   }
 
   // Scores to probabilities in place. Returns whether the output must be multiplied by rescale.
-  __device__ __forceinline__ bool update(float (&scores)[64]) {
+  template <int kValues>
+  __device__ __forceinline__ bool update(float (&scores)[kValues]) {
     float block_max[2][2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -74,7 +73,7 @@ struct Softmax {
       for (int c = 0; c < 2; ++c) {
         block_max[r][c] = scores[2 * r + c];
 #pragma unroll
-        for (int i = 1; i < 16; ++i) block_max[r][c] = fmaxf(block_max[r][c], scores[4 * i + 2 * r + c]);
+        for (int i = 1; i < kValues / 4; ++i) block_max[r][c] = fmaxf(block_max[r][c], scores[4 * i + 2 * r + c]);
       }
     }
     const float top0 = quad_max(fmaxf(block_max[0][0], block_max[0][1]));
@@ -90,13 +89,14 @@ struct Softmax {
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const float offset = max[r] * to_log2;
       float partial[2] = {sum[r], 0.0f};
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
+      for (int i = 0; i < kValues / 4; ++i) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float &x = scores[4 * i + 2 * r + c];
-          x = exp2_fast(fmaf(x, to_log2, -offset[r]));
+          x = exp2_fast(fmaf(x, to_log2, -offset));
           partial[c] += x;
         }
       }

@@ -1,4 +1,4 @@
-// Between dispatch and the kernel of one architecture.
+// Between dispatch and the kernels.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -18,8 +18,10 @@ struct LaunchRequest {
   cudaStream_t stream;
   int multiprocessors;
   int l2_bytes;
+  int shared_per_multiprocessor;
 };
 
-svdit_status launch_sm90(const LaunchRequest &request, Report &report);
+svdit_status launch_sm80(const LaunchRequest &request, Report &report);  // compute capability 8.0 and newer
+svdit_status launch_sm90(const LaunchRequest &request, Report &report);  // 9.0 alone
 
 }  // namespace svdit

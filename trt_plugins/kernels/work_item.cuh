@@ -1,0 +1,121 @@
+// What a kernel works on: the tables as it sees them, one work item, and how an entry of work_order becomes one.
+#pragma once
+
+#include <cstdint>
+
+#include "block_iter.cuh"
+
+namespace svdit {
+
+// Tables and sizes as the kernel sees them; all pointers are device memory.
+struct WorkTables {
+  const int *stage;
+  const int *text_len;
+  const int *head_pattern;
+  const int *tile_offsets;
+  const int *row_offsets;
+  const int *tile_index;
+  const int *work_order;
+  int batch;
+  int tokens;
+  int heads;
+  int text_tokens;
+  int num_tiles;
+  int num_stages;
+  int num_items;
+  bool text_first;
+};
+
+inline WorkTables work_tables(const svdit_problem &problem, const svdit_tables &tables) {
+  return WorkTables{tables.stage,        tables.text_len,   tables.head_pattern, tables.tile_offsets,
+                    tables.row_offsets,  tables.tile_index, tables.work_order,   problem.batch,
+                    problem.tokens,      problem.heads,     problem.text_tokens, problem.num_tiles,
+                    problem.num_stages,  problem.num_items, problem.text_first != 0};
+}
+
+// One work item: query rows of one head, and the row ranges that its keys come from.
+struct WorkItem {
+  int first_row;
+  int rows;  // 0: no more work
+  int head;
+  int batch;
+  int text_len;
+  int list_begin;   // of the ranges beyond the first kListChunk, in tile_index
+  int num_ranges;   // key tiles of the list, or kFullRanges
+  int request_at;   // the range at which the next item is asked for
+  bool is_full;
+};
+
+constexpr int kListChunk = 32;
+constexpr int kRequestRanges = 5;
+
+__device__ __forceinline__ Rows tile_rows(const WorkTables &tables, int tile, int text_len) {
+  const Rows rows{__ldg(tables.tile_offsets + tile), __ldg(tables.tile_offsets + tile + 1)};
+  return clip_text(rows, tables.tokens, tables.text_tokens, tables.text_first, text_len);
+}
+
+// The stage in force; a table with a bad number reads its nearest row.
+__device__ __forceinline__ int stage_of(const WorkTables &tables) {
+  return min(max(__ldg(tables.stage), 0), tables.num_stages - 1);
+}
+
+// Called by a whole warp. Every lane gets the same item, and the row range of its own number.
+__device__ __forceinline__ WorkItem decode_item(const WorkTables &tables, int stage, int code, int batch, Rows &range) {
+  const int head = code >> 16;
+  const int query = code & 0xffff;
+  const int lane = threadIdx.x % 32;
+  const int pattern = __ldg(tables.head_pattern + stage * tables.heads + head);
+  WorkItem item;
+  item.head = head;
+  item.batch = batch;
+  item.text_len = min(max(__ldg(tables.text_len + batch), 0), tables.text_tokens);
+  item.list_begin = 0;
+  item.num_ranges = 0;
+  item.is_full = pattern == SVDIT_PATTERN_FULL;
+  range = Rows{0, 0};
+  if (item.is_full) {
+    item.first_row = query * kBlockRows;
+    item.rows = min(kBlockRows, tables.tokens - item.first_row);
+    item.num_ranges = kFullRanges;
+    item.request_at = kFullRanges - 1;
+    range = full_range(lane, tables.tokens, tables.text_tokens, tables.text_first, item.text_len);
+    return item;
+  }
+  item.first_row = __ldg(tables.tile_offsets + query);
+  item.rows = __ldg(tables.tile_offsets + query + 1) - item.first_row;
+  if (pattern != SVDIT_PATTERN_SKIP) {
+    const int *row = tables.row_offsets + static_cast<int64_t>(pattern) * (tables.num_tiles + 1) + query;
+    item.list_begin = __ldg(row);
+    item.num_ranges = __ldg(row + 1) - item.list_begin;
+  }
+  item.request_at = item.num_ranges - kRequestRanges;
+  if (lane < item.num_ranges) {
+    range = tile_rows(tables, __ldg(tables.tile_index + item.list_begin + lane), item.text_len);
+  }
+  return item;
+}
+
+// Where the rows of an item go.
+struct QueryRows {
+  int first_row;
+  int rows;
+  int head;
+  int batch;
+};
+
+// Zero rows for an item that keeps no key; the whole warp stores 16 bytes a lane.
+template <typename T, int kHeadDim>
+__device__ __forceinline__ void store_zeros(T *output, int64_t tokens, int64_t heads, QueryRows where) {
+  constexpr int kLanesPerRow = kHeadDim * sizeof(T) / 16;
+  constexpr int kRowsPerStore = 32 / kLanesPerRow;
+  const int lane = threadIdx.x % 32;
+  const int64_t stride = heads * kHeadDim;
+  T *row = output + (where.batch * tokens + where.first_row + lane / kLanesPerRow) * stride +
+           static_cast<int64_t>(where.head) * kHeadDim + lane % kLanesPerRow * (16 / sizeof(T));
+  for (int i = lane / kLanesPerRow; i < where.rows; i += kRowsPerStore) {
+    *reinterpret_cast<uint4 *>(row) = make_uint4(0, 0, 0, 0);
+    row += kRowsPerStore * stride;
+  }
+}
+
+}  // namespace svdit

@@ -23,6 +23,9 @@ from svdit.plans.command import json_option, reports_mistakes, write_json
 @click.option("--variant", type=click.Choice(VARIANTS), default="plugin", show_default=True, help="Graphs to write.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Compute type.")
 @click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="2 serves guidance.")
+@click.option("--height", type=int, help="Height of the video in pixels; the plan must be for it.")
+@click.option("--width", type=int, help="Width of the video in pixels; the plan must be for it.")
+@click.option("--frames", type=int, help="Frames of the video; the plan must be for them.")
 @click.option("--copy-weights", is_flag=True, help="Copy the weight files instead of linking to them.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @json_option
@@ -34,6 +37,9 @@ def main(
     variant: str,
     precision: str,
     batch: int,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
     copy_weights: bool,
     json_file: Path | None,
     output: Path,
@@ -43,7 +49,8 @@ def main(
     Writes a bundle: graphs, plan, manifest, and links to the checkpoint's weights. Variants: plugin, one graph
     with svdit::SparseAttention nodes; portable, one graph a stage in standard operators; dense, the baseline.
     """
-    write_json(json_file, run(model, plan_file, checkpoint, variant, precision, batch, copy_weights, output))
+    size = (frames, height, width)
+    write_json(json_file, run(model, plan_file, checkpoint, variant, precision, batch, size, copy_weights, output))
 
 
 def run(
@@ -53,6 +60,7 @@ def run(
     variant: str,
     precision: str,
     batch: int,
+    size: tuple[int | None, int | None, int | None],
     copy_weights: bool,
     output: Path,
 ) -> dict:
@@ -79,6 +87,7 @@ def run(
             variant=variant,
             precision=precision,
             batch=batch,
+            size=size,
             copy_weights=copy_weights,
             report=report,
             note=notes.append,

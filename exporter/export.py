@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from svdit.exporter.link import place_weights
 from svdit.exporter.models.registry import adapter as find_adapter
+from svdit.exporter.models.video import VideoSize
 from svdit.plans.bundle import (
     MANIFEST_FILE,
     PACKAGED,
@@ -69,12 +70,14 @@ def export(
     variant: str = "plugin",
     precision: str = "fp32",
     batch: int = 2,
+    size: tuple[int | None, int | None, int | None] = (None, None, None),
     copy_weights: bool = False,
     report: Callable[[str], None] = lambda step: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
     """Write the bundle `out` for one model and plan, and return it as read back.
 
+    `size`, frames, height and width of the video in pixels, only checks the plan's grid; None is whatever that gives.
     `report` hears of each of STEPS as it begins, `note` gets sentences for the user. Raises SvditError for
     whatever does not fit together; then nothing has been written and an older bundle at `out` is untouched.
     """
@@ -87,6 +90,7 @@ def export(
     out = Path(out)
     check_target(out)
     folder, source = _checkpoint(adapter, checkpoint)
+    check_size(adapter, folder, plan, size)
     report("trace")
     traced = trace_denoiser(adapter, folder, plan, precision, batch, report)
     report("rewrite")
@@ -126,6 +130,27 @@ def check_plan(adapter: ModelAdapter, checkpoint: Path, plan: Plan) -> None:
     if plan.model != adapter.name:
         raise complain("plan model", repr(plan.model), repr(adapter.name), "give the --model that the plan names")
     adapter.check_geometry(checkpoint, plan.geometry)
+
+
+def check_size(
+    adapter: ModelAdapter, checkpoint: Path, plan: Plan, size: tuple[int | None, int | None, int | None]
+) -> None:
+    """Raise SvditError unless the plan's grid is that of a video of `size`: frames, height, width, or None for any."""
+    if size == (None, None, None):
+        return
+    coder = adapter.coder(checkpoint)
+    planned = coder.video(plan.geometry.grid)
+    wanted = VideoSize(*(own if given is None else given for given, own in zip(size, planned, strict=True)))
+    grid = coder.grid(wanted)
+    if grid != plan.geometry.grid:
+        where = f" --checkpoint {checkpoint}" if checkpoint != adapter.packaged_checkpoint() else ""
+        sizes = f"--frames {wanted.frames} --height {wanted.height} --width {wanted.width}"
+        raise complain(
+            "plan geometry.grid",
+            f"{list(plan.geometry.grid)}, {planned}",
+            f"{list(grid)} for {wanted}",
+            f"make a plan for that size: svdit-plan template --model {adapter.name}{where} {sizes} -o P.plan.json",
+        )
 
 
 def trace_denoiser(

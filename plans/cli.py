@@ -9,8 +9,10 @@ import click
 from svdit.plans import registry, report
 from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import SvditError
+from svdit.plans.fit_cli import fit
 from svdit.plans.flops import mean_density
 from svdit.plans.schema import read_plan
+from svdit.plans.template_cli import template
 
 PLAN = click.argument("plan", type=click.Path(path_type=Path))
 
@@ -21,6 +23,10 @@ def main() -> None:
 
     Exit code 0: done. 1: the plans differ (diff). 2: a plan or an option is wrong, with a message on stderr.
     """
+
+
+main.add_command(template)
+main.add_command(fit)
 
 
 @main.command()

@@ -110,6 +110,16 @@ def with_full(loss: np.ndarray, eps: float) -> np.ndarray:
     return np.concatenate([loss, np.full((*loss.shape[:-1], 1), eps)], axis=-1)
 
 
+def with_exact_full(error: np.ndarray) -> np.ndarray:
+    """[..., M] errors with `full`, which has none, as mode M."""
+    return np.concatenate([error, np.zeros((*error.shape[:-1], 1))], axis=-1)
+
+
+def mode_density(measured: Measurement) -> np.ndarray:
+    """[L, H, M + 1] kept share of query-key pairs of every mode, `full` last."""
+    return np.concatenate([1.0 - measured.sparsity, np.ones((*measured.sparsity.shape[:2], 1))], axis=-1)
+
+
 def choose(loss: np.ndarray, eps: float) -> np.ndarray:
     """The paper's rule on losses [..., M]: integer [...], M meaning full."""
     return with_full(loss, eps).argmin(-1)
@@ -127,8 +137,7 @@ def loss_table(measured: Measurement, rule: Rule) -> np.ndarray:
 
 def mean_density(measured: Measurement, segments: list[Segment]) -> float:
     """Kept share of all query-key pairs, averaged over steps, layers and heads."""
-    num_layers, num_heads, _ = measured.sparsity.shape
-    dense = np.concatenate([1.0 - measured.sparsity, np.ones((num_layers, num_heads, 1))], axis=-1)
+    dense = mode_density(measured)
     kept = [np.take_along_axis(dense, s.choice[..., None], -1).mean() * (s.stop - s.start) for s in segments]
     return float(np.sum(kept) / segments[-1].stop)
 
@@ -182,11 +191,45 @@ def plan_from(
 
     The errors in the provenance are relative errors (before `error_scale`), one per stage, layer and head.
     """
+    segments = merge(loss_table(measured, rule), max_stages)
+    record = {
+        "method": "sparse-vdit",
+        "lam": rule.lam,
+        "eps": rule.eps,
+        "error_scale": rule.error_scale,
+        "normaliser": rule.normaliser,
+        "dense_steps": rule.dense_steps,
+        "steps": len(measured.error),
+        "max_stages": max_stages,
+        **provenance,
+    }
+    results = {"summed_loss": float(f"{sum(s.loss for s in segments):.6g}")}
+    return plan_of_segments(
+        measured,
+        segments,
+        model=model,
+        geometry=geometry,
+        tile=tile,
+        normaliser=rule.normaliser,
+        record=record,
+        results=results,
+    )
+
+
+def plan_of_segments(
+    measured: Measurement,
+    segments: list[Segment],
+    *,
+    model: str,
+    geometry: Geometry,
+    tile: tuple[int, int, int],
+    normaliser: str,
+    record: Mapping[str, object],
+    results: Mapping[str, object],
+) -> Plan:
+    """Write down what was chosen: `record` says how, then density, stages, `results` and the errors of the choice."""
     steps, num_layers, num_heads, num_modes = measured.error.shape
-    table = loss_table(measured, rule)
-    segments = merge(table, max_stages)
-    relative = relative_error(measured.error, measured.power, rule.normaliser)
-    relative = np.concatenate([relative, np.zeros((steps, num_layers, num_heads, 1))], axis=-1)
+    relative = with_exact_full(relative_error(measured.error, measured.power, normaliser))
     patterns: dict[str, Pattern] = {}
     names, errors = [], []
     for segment in segments:
@@ -208,19 +251,11 @@ def plan_from(
                 row.append(name)
             stage.append(tuple(row))
         names.append(tuple(stage))
-    record = {
-        "method": "sparse-vdit",
-        "lam": rule.lam,
-        "eps": rule.eps,
-        "error_scale": rule.error_scale,
-        "normaliser": rule.normaliser,
-        "dense_steps": rule.dense_steps,
-        "steps": steps,
-        "max_stages": max_stages,
-        **provenance,
+    provenance = {
+        **record,
         "density": float(f"{mean_density(measured, segments):.6g}"),
         "stage_steps": [[s.start, s.stop] for s in segments],
-        "summed_loss": float(f"{sum(s.loss for s in segments):.6g}"),
+        **results,
         "relative_errors": errors,
     }
     used = {name for stage in names for row in stage for name in row}
@@ -231,5 +266,5 @@ def plan_from(
         tile=tile,
         patterns=order,
         stages=stages_of(segments, steps, names),
-        provenance=record,
+        provenance=provenance,
     )

@@ -36,16 +36,21 @@ class Timing:
     seconds: float = 0.0
     error: str = ""
 
+    def summary(self) -> dict:
+        """Plain JSON: median, range and number of calls."""
+        return {
+            "implementation": self.name,
+            "latency_ms": round(statistics.median(self.milliseconds), 4),
+            "latency_ms_range": [round(min(self.milliseconds), 4), round(max(self.milliseconds), 4)],
+            "calls": len(self.milliseconds),
+        }
+
     def to_json(self, case: BenchCase) -> dict:
         if self.error:
             return {"implementation": self.name, "error": self.error}
-        median = statistics.median(self.milliseconds)
         return {
-            "implementation": self.name,
-            "latency_ms": round(median, 4),
-            "latency_ms_range": [round(min(self.milliseconds), 4), round(max(self.milliseconds), 4)],
-            "calls": len(self.milliseconds),
-            "tflops": round(case.flop / median / 1e9, 1),
+            **self.summary(),
+            "tflops": round(case.flop / statistics.median(self.milliseconds) / 1e9, 1),
             "sm_mhz": round(statistics.mean(self.clocks)) if self.clocks else None,
             "watts": round(self.joules / self.seconds) if self.joules else None,
         }
@@ -129,20 +134,24 @@ def flash_attention_4(case: BenchCase, inputs: Inputs) -> Callable[[], object]:
     return lambda: _flash_attn_fwd(q, k, v, block_sparse_tensors=lists)
 
 
-def cudnn(case: BenchCase, inputs: Inputs) -> Callable[[], object]:
-    """torch's scaled_dot_product_attention on cuDNN; dense only."""
-    from torch.nn import functional
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+def _fused(backend: str) -> Implementation:
+    """torch's scaled_dot_product_attention on one backend, by its name in SDPBackend; dense only."""
 
-    if set(case.heads) != {"full"}:
-        raise complain("cudnn", f"case {case.name}", "a dense case")
-    q, k, v = (x.transpose(1, 2).contiguous() for x in (inputs.q, inputs.k, inputs.v))
+    def prepare(case: BenchCase, inputs: Inputs) -> Callable[[], object]:
+        from torch.nn import functional
+        from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def call() -> object:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return functional.scaled_dot_product_attention(q, k, v)
+        if set(case.heads) != {"full"}:
+            raise complain(backend, f"case {case.name}", "a dense case")
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (inputs.q, inputs.k, inputs.v))
 
-    return call
+        def call() -> object:
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                return functional.scaled_dot_product_attention(q, k, v)
+
+        return call
+
+    return prepare
 
 
 def flex_attention(case: BenchCase, inputs: Inputs) -> Callable[[], object]:
@@ -163,7 +172,12 @@ def flex_attention(case: BenchCase, inputs: Inputs) -> Callable[[], object]:
     return lambda: compiled(q, k, v, block_mask=mask)
 
 
-PEERS: dict[str, Implementation] = {"fa4": flash_attention_4, "cudnn": cudnn, "flex": flex_attention}
+PEERS: dict[str, Implementation] = {
+    "fa4": flash_attention_4,
+    "cudnn": _fused("CUDNN_ATTENTION"),
+    "flash": _fused("FLASH_ATTENTION"),
+    "flex": flex_attention,
+}
 
 
 def time_case(

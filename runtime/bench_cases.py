@@ -7,7 +7,7 @@ tiles along frames, height and width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -157,3 +157,18 @@ def bench_case(name: str) -> BenchCase:
     if name not in _MAKERS:
         raise complain("case", name, "one of " + ", ".join(_MAKERS))
     return _MAKERS[name]()
+
+
+def layer_case(plan: Plan, stage: int, layer: int) -> BenchCase:
+    """One layer of a plan in one stage. Raises SvditError for a stage or layer that the plan does not have."""
+    for what, got, count in (("stage", stage, len(plan.stages)), ("layer", layer, plan.geometry.layers)):
+        if not 0 <= got < count:
+            raise complain(what, got, f"0..{count - 1}, as the plan has")
+    geometry = replace(plan.geometry, layers=1)
+    heads = plan.stages[stage].layers[layer]
+    return BenchCase(f"stage-{stage}-layer-{layer}", geometry, plan.tile, dict(plan.patterns), heads)
+
+
+def dense_case(case: BenchCase) -> BenchCase:
+    """The same layer with all heads full."""
+    return replace(case, name=f"{case.name}-dense", heads=("full",) * len(case.heads))

@@ -3,7 +3,9 @@
 A candidate is a pattern in the plan file's syntax, by name. Two fields may ask for a measurement instead of
 giving ranges; they are resolved per layer and head from the dense attention map:
 `"columns": {"top": n}` of a stripe takes the n key tiles that get most attention from frames outside its band;
-`"rows": {"top": p}` of a tiles pattern takes the share p of all tile pairs with most attention.
+`"rows": {"top": p}` of a tiles pattern takes the share p of all tile pairs with most attention,
+`"rows": {"block": p}` that share of the key tiles of every query tile, `"rows": {"vertical_slash": p}` the columns and
+diagonals with most attention that together keep at most p.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from svdit.plans.schema import BUILT_IN, Plan, template
 from svdit.plans.tiles import Tiling
 
 Specs = dict[str, dict]
+VERTICAL_SHARE = 1000 / 7096
+"""Columns among the lines of a vertical-slash pattern, MInference's default of 1000 columns and 6096 diagonals."""
+MEASURED = ("top", "block", "vertical_slash")
 MAX_DENSITY = 0.85
 """The default ladder leaves out what saves less than this keeps."""
 
@@ -109,7 +114,7 @@ def _check_in_plan(name: str, pattern: Pattern, tiling: Tiling) -> None:
 def is_measured(spec: object) -> bool:
     """Whether a candidate asks for the attention map anywhere."""
     if isinstance(spec, Mapping):
-        return "top" in spec or any(is_measured(value) for value in spec.values())
+        return any(key in spec for key in MEASURED) or any(is_measured(value) for value in spec.values())
     return isinstance(spec, (list, tuple)) and any(is_measured(value) for value in spec)
 
 
@@ -130,11 +135,13 @@ def _filled(spec: object, tiling: Tiling, mass: np.ndarray, where: str) -> objec
         frames = integer(filled.get("frames", 0), f"{where}.frames", 0)
         filled["columns"] = _top_columns(mass, tiling, count, frames)
     if isinstance(filled.get("rows"), Mapping):
-        top = record(filled["rows"], f"{where}.rows", ["top"])["top"]
-        share = number(top, f"{where}.rows.top", "a number above 0 and below 1")
+        rule = next((key for key in MEASURED if key in filled["rows"]), "top")
+        top = record(filled["rows"], f"{where}.rows", [rule])[rule]
+        share = number(top, f"{where}.rows.{rule}", "a number above 0 and below 1")
         if not 0 < share < 1:
-            raise complain(f"{where}.rows.top", share, "a number above 0 and below 1")
-        filled["rows"] = Tiles.from_mask(_top_pairs(mass, share)).to_json()["rows"]
+            raise complain(f"{where}.rows.{rule}", share, "a number above 0 and below 1")
+        choose = {"top": _top_pairs, "block": _top_blocks, "vertical_slash": _vertical_slash}[rule]
+        filled["rows"] = Tiles.from_mask(choose(mass, share)).to_json()["rows"]
     return filled
 
 
@@ -155,3 +162,31 @@ def _top_pairs(mass: np.ndarray, share: float) -> np.ndarray:
     keep = keep.reshape(mass.shape)
     keep[np.arange(len(mass)), mass.argmax(1)] = True
     return keep
+
+
+def _top_blocks(mass: np.ndarray, share: float) -> np.ndarray:
+    """bool [nV, nV]: the same number of heaviest key tiles for every query tile, at least one."""
+    count = max(1, int(share * len(mass)))
+    keep = np.zeros(mass.shape, dtype=bool)
+    np.put_along_axis(keep, np.argsort(-mass, axis=1, kind="stable")[:, :count], True, axis=1)
+    return keep
+
+
+def _vertical_slash(mass: np.ndarray, share: float) -> np.ndarray:
+    """bool [nV, nV]: the heaviest columns and diagonals (key - query, both signs), one in seven lines a column."""
+    size = len(mass)
+    offset = np.arange(size)[None] - np.arange(size)[:, None] + size - 1
+    column_rank, diagonal_rank = np.empty(size, np.int64), np.empty(2 * size - 1, np.int64)
+    column_rank[np.argsort(-mass.sum(0), kind="stable")] = np.arange(size)
+    by_diagonal = np.bincount(offset.ravel(), weights=mass.ravel(), minlength=2 * size - 1)
+    diagonal_rank[np.argsort(-by_diagonal, kind="stable")] = np.arange(2 * size - 1)
+
+    def lines(count: int) -> np.ndarray:
+        columns = round(count * VERTICAL_SHARE)
+        return (column_rank < columns)[None] | (diagonal_rank < count - columns)[offset]
+
+    low, high = 1, 3 * size
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if lines(middle).mean() <= share else (low, middle)
+    return lines(low)

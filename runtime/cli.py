@@ -40,6 +40,17 @@ def _engine_options(command):
 @click.argument("bundle_dir", metavar="DIR", type=FOLDER)
 @prompt_options
 @_engine_options
+@click.option(
+    "--pipeline",
+    "pipeline_dir",
+    type=FOLDER,
+    metavar="CHECKPOINT",
+    help="Run this diffusers pipeline, with the bundle in the place of its transformer.",
+)
+@click.option("--image", type=FOLDER, metavar="FILE", help="First frame, for image-to-video pipelines.")
+@click.option("--height", type=int, help="Pixels; must be the bundle's (default). With --pipeline.")
+@click.option("--width", type=int, help="Pixels; must be the bundle's (default). With --pipeline.")
+@click.option("--frames", type=int, help="Frames of the video; must be the bundle's (default). With --pipeline.")
 @click.option("--fps", type=click.IntRange(1, 120), default=8, show_default=True, help="Frames a second of the mp4.")
 @click.option(
     "-o",
@@ -62,6 +73,11 @@ def run(
     guidance: float | None,
     device: str,
     threads: int | None,
+    pipeline_dir: Path | None,
+    image: Path | None,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
     fps: int,
     output: Path,
     json_file: Path | None,
@@ -78,9 +94,16 @@ def run(
     if json_file is not None:
         check_target(json_file, None, "--json")
     bundle = read_bundle(bundle_dir)
-    with make_runner(bundle, backend, device=device, threads=threads) as runner:
-        click.echo(f"{bundle_dir}: {bundle.manifest.model}, {bundle.manifest.variant} on {runner.name}", err=True)
-        made = run_bundle(runner, bundle, request)
+    if pipeline_dir is None:
+        _only_with_pipeline(image=image, height=height, width=width, frames=frames)
+        with make_runner(bundle, backend, device=device, threads=threads) as runner:
+            click.echo(f"{bundle_dir}: {bundle.manifest.model}, {bundle.manifest.variant} on {runner.name}", err=True)
+            made = run_bundle(runner, bundle, request)
+    else:
+        from svdit.runtime.pipeline_folder import Wish, run_folder
+
+        wish = Wish(image, frames, height, width)
+        runner, made = run_folder(bundle, pipeline_dir, request, wish, backend=backend, device=device, threads=threads)
     count = len(request.prompts)
     names = [output if count == 1 else output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
     for name, video in zip(names, made.videos, strict=True):
@@ -108,6 +131,12 @@ def run(
         click.echo(f"{name}  {name.with_suffix('.png')}")
 
 
+def _only_with_pipeline(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise complain(f"--{name}", value, "no such option without --pipeline")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle_dir", metavar="DIR", type=FOLDER)
 @click.option(
@@ -126,6 +155,7 @@ def run(
 )
 @prompt_options
 @_engine_options
+@click.option("--layers", is_flag=True, help="Compare every attention layer; exit with 1 when one departs.")
 @click.option("--min-psnr", type=float, help="Exit with 1 when the mean PSNR is lower.")
 @click.option("--min-speedup", type=float, help="Exit with 1 when the speed-up is lower.")
 @click.option("--report", type=FOLDER, metavar="FILE.html", help="Write a page with figures and contact sheets.")
@@ -144,6 +174,7 @@ def compare(
     guidance: float | None,
     device: str,
     threads: int | None,
+    layers: bool,
     min_psnr: float | None,
     min_speedup: float | None,
     report: Path | None,
@@ -156,7 +187,7 @@ def compare(
     """
     from svdit.plans.bundle import read_bundle
     from svdit.runtime.compare import compare as run_both
-    from svdit.runtime.compare import scores_table
+    from svdit.runtime.compare import layers_table, scores_table
     from svdit.runtime.pipeline import Request
     from svdit.runtime.video import check_target
 
@@ -179,6 +210,7 @@ def compare(
         dense=dense_dir,
         device=device,
         threads=threads,
+        layers=layers,
     )
     figures = found.figures()
     if report is not None:
@@ -198,6 +230,13 @@ def compare(
         f"max. {figures['max_abs_error']:.3e}"
     )
     missed = []
+    if found.layers is not None:
+        click.echo("\n".join(layers_table(found.layers)))
+        if first := found.layers.first_departure:
+            missed.append(
+                f"{first.path}, layer {first.layer}, is the first to depart: rel. L2 {first.rel_l2_error:.3e} at "
+                f"step {first.step} is above {found.layers.limit(first.layer):.1e}"
+            )
     if min_psnr is not None and mean is not None and mean < min_psnr:
         missed.append(f"PSNR {mean:.2f} dB is below {min_psnr:g} dB")
     if min_speedup is not None and found.speedup < min_speedup:

@@ -15,6 +15,7 @@ from svdit.plans.errors import complain
 from svdit.plans.flops import flops_of, mean_density
 from svdit.plans.schema import Plan
 from svdit.runtime.denoise import Feed, run_all
+from svdit.runtime.layers import TOLERANCE, LayerErrors, judge, mark_layers
 from svdit.runtime.metrics import max_abs_error, psnr, rel_l2_error, ssim
 from svdit.runtime.pipeline import Generated, Model, Request, finish, prepare, stages_for
 from svdit.runtime.polygraphy_bridge import OutputError, compare_outputs
@@ -46,6 +47,7 @@ class Comparison:
     flops_ratio: float
     reference: Generated
     compared: Generated
+    layers: LayerErrors | None = None
 
     @property
     def speedup(self) -> float:
@@ -75,7 +77,21 @@ class Comparison:
             "prompts": [{**asdict(score), "psnr": _json(score.psnr)} for score in self.scores],
             "outputs": [{**asdict(e), "rel_l2_error": _json(e.rel_l2_error)} for e in self.outputs],
             "step_ms": {"compared": _milliseconds(self.compared), "reference": _milliseconds(self.reference)},
+            **({} if self.layers is None else {"layers": layer_figures(self.layers)}),
         }
+
+
+def layer_figures(layers: LayerErrors) -> dict[str, object]:
+    """Plain JSON of the errors of all layers."""
+    first = layers.first_departure
+    return {
+        "tolerance": layers.tolerance,
+        "first_departure": None if first is None else first.path,
+        "errors": [
+            {**asdict(e), "rel_l2_error": _json(e.rel_l2_error), "limit": _json(layers.limit(e.layer))}
+            for e in layers.errors
+        ],
+    }
 
 
 def _json(value: float) -> float | None:
@@ -96,6 +112,11 @@ def dense_export_command(bundle: Bundle, folder: Path) -> str:
     )
 
 
+def is_full(plan: Plan) -> bool:
+    """Whether every head of every layer keeps everything: what a plugin bundle needs to be the dense one."""
+    return all(name == "full" for stage in plan.stages for heads in stage.layers for name in heads)
+
+
 def dense_bundle(bundle: Bundle, folder: Path | None) -> Bundle:
     """The dense bundle to compare with: `folder`, or `<bundle>-dense` beside the bundle.
 
@@ -110,7 +131,7 @@ def dense_bundle(bundle: Bundle, folder: Path | None) -> Bundle:
             f"make it with: {dense_export_command(bundle, place)}",
         )
     dense = read_bundle(place)
-    if dense.manifest.variant != "dense":
+    if dense.manifest.variant != "dense" and not is_full(dense.plan):
         raise complain(
             f"{place}: variant",
             repr(dense.manifest.variant),
@@ -168,14 +189,20 @@ def compare(
     dense: Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    layers: bool = False,
     show: bool = True,
 ) -> Comparison:
     """Run both, step by step in turn, then judge videos, latents and single denoiser outputs.
 
     Single outputs are compared on inputs of the reference run: the first prompt at the first step of
-    every stage and at the last step.
+    every stage and at the last step. `layers` compares the output of every attention layer on the same inputs.
     """
-    reference, compared = make_pair(bundle, backend, against, dense, device=device, threads=threads)
+
+    def pair() -> tuple[Runner, Runner]:
+        return make_pair(bundle, backend, against, dense, device=device, threads=threads)
+
+    reference, compared = pair()
+    marked = [mark_layers(runner, bundle) for runner in pair()] if layers else []
     model, plan = Model.of(bundle), bundle.plan
     feeds: dict[int, tuple[int, int, Feed]] = {}
     with reference, compared, torch.inference_mode():
@@ -191,8 +218,14 @@ def compare(
         _warm_up((reference, compared), model, request, plan)
         runs[0].watch = watch
         run_all(runs, f"{reference.name} and {compared.name}", show)
-        outputs = compare_outputs(reference, compared, [feeds[step] for step in sorted(feeds)])
+        recorded = [feeds[step] for step in sorted(feeds)]
+        outputs = compare_outputs(reference, compared, recorded)
         first, second = (finish(run, model) for run in runs)
+    layer_errors = None
+    if layers:
+        tolerance = None if against == "dense" else TOLERANCE[bundle.manifest.precision]
+        with marked[0], marked[1], torch.inference_mode():
+            layer_errors = judge(compare_outputs(*marked, recorded), tolerance)
     scores = [
         VideoScore(prompt, seed, psnr(a, b), ssim(a, b))
         for prompt, seed, a, b in zip(request.prompts, request.seeds, first.videos, second.videos, strict=True)
@@ -210,6 +243,7 @@ def compare(
         flops_of(plan, density).ratio,
         first,
         second,
+        layer_errors,
     )
 
 
@@ -224,4 +258,15 @@ def scores_table(found: Comparison) -> Sequence[tuple[str, str, str]]:
     """Rows (prompt, PSNR, SSIM) as text."""
     return [
         (s.prompt, "identical" if math.isinf(s.psnr) else f"{s.psnr:.2f} dB", f"{s.ssim:.4f}") for s in found.scores
+    ]
+
+
+def layers_table(layers: LayerErrors) -> list[str]:
+    """A line for each layer, at the step where its relative error is largest."""
+    rows = [(e.path, e) for e in layers.worst()]
+    width = max(len(path) for path, _ in rows)
+    return [
+        f"{path:<{width}}  rel. L2 {e.rel_l2_error:.3e}  max. {e.max_abs_error:.3e}  (step {e.step})"
+        + ("" if layers.tolerance is None else f"  limit {layers.limit(e.layer):.1e}")
+        for path, e in rows
     ]

@@ -7,7 +7,7 @@ R rows that the denoiser must evaluate in a step (P, or 2P with classifier-free 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,13 @@ class Denoising:
         if self.text.shape[0] != self.latents.shape[0]:
             raise complain("prompts", f"{self.text.shape[0]} embeddings", f"{self.latents.shape[0]}, one per latent")
         self.scheduler.set_timesteps(int(self.steps))
-        self.latents = self.latents.float() * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        device = self.runner.tensor_device or "cpu"
+        self.latents = self.latents.to(device).float() * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        prompts = self.latents.shape[0]
+        if self.guided:
+            # NOTE the two rows of a prompt go into one call: [uncond, cond] when the batch is 2.
+            self.text = torch.stack([self.uncond.expand(prompts, -1, -1), self.text], dim=1).flatten(0, 1)
+        self.text = self.text.to(device)
 
     @property
     def guided(self) -> bool:
@@ -95,12 +101,12 @@ class Denoising:
     def resume(self, position: int, latents: torch.Tensor) -> None:
         """Stand before step `position` with these latents; the scheduler's state is the caller's to restore."""
         assert 0 <= position <= self.steps and latents.shape == self.latents.shape
-        self.position, self.latents = position, latents
+        self.position, self.latents = position, latents.to(self.latents.device)
 
     def step(self) -> StepRecord:
         """Advance by one step. Raises SvditError when the runner refuses its inputs."""
         assert not self.done
-        number = self.position
+        number, began = self.position, time.perf_counter()
         stage = self.stage_of(number, self.steps)
         timestep = self.scheduler.timesteps[number]
         model_input = (
@@ -108,15 +114,8 @@ class Denoising:
             if hasattr(self.scheduler, "scale_model_input")
             else self.latents
         )
-        prompts = self.latents.shape[0]
-        if self.guided:
-            rows = torch.cat([model_input, model_input])
-            text = torch.cat([self.uncond.expand(prompts, -1, -1), self.text])
-            # NOTE the two rows of a prompt go into one call: [uncond, cond] when the batch is 2.
-            order = [half * prompts + i for i in range(prompts) for half in (0, 1)]
-        else:
-            rows, text, order = model_input, self.text, list(range(prompts))
-        predicted, seconds = self._evaluate(rows[order], text[order], float(timestep), stage)
+        rows = model_input.repeat_interleave(2, dim=0) if self.guided else model_input
+        predicted, seconds = self._evaluate(rows, float(timestep), stage)
         if self.guided:
             uncond, cond = predicted[0::2], predicted[1::2]
             predicted = uncond + self.guidance * (cond - uncond)
@@ -128,32 +127,53 @@ class Denoising:
                 "finite values",
                 "compare with another backend: svdit-compare DIR --against torch",
             )
+        if self.runner.tensor_device is not None:  # only now, after the one wait of the step, everything is done
+            seconds = time.perf_counter() - began
         self.position += 1
+        if self.done:
+            self.latents = self.latents.cpu()
         self.records.append(StepRecord(number, stage, seconds))
         return self.records[-1]
 
-    def _evaluate(
-        self, rows: torch.Tensor, text: torch.Tensor, timestep: float, stage: int
-    ) -> tuple[torch.Tensor, float]:
+    def _evaluate(self, rows: torch.Tensor, timestep: float, stage: int) -> tuple[torch.Tensor, float]:
         """Evaluate [R, ...] rows in calls of the runner's batch, the last one filled up with its last row."""
         total = rows.shape[0]
         batch = self.runner.batch or total
-        kinds = {name: self.runner.input(name).dtype for name in ("hidden_states", "timestep", "encoder_hidden_states")}
         parts, seconds = [], 0.0
         for start in range(0, total, batch):
-            take = [min(start + i, total - 1) for i in range(batch)]
-            feed: Feed = {
-                "hidden_states": rows[take].numpy().astype(kinds["hidden_states"]),
-                "timestep": np.full((batch,), timestep, kinds["timestep"]),
-                "encoder_hidden_states": text[take].numpy().astype(kinds["encoder_hidden_states"]),
+            feed = {
+                "hidden_states": _filled(rows[start : start + batch], batch),
+                "timestep": rows.new_full((batch,), timestep),
+                "encoder_hidden_states": _filled(self.text[start : start + batch], batch),
             }
-            if self.watch is not None:
-                self.watch(self.position, stage, feed)
+            call = self._prepared(feed, stage)
             began = time.perf_counter()
-            out = self.runner.infer(feed, stage)["noise_pred"]
+            out = call()
             seconds += time.perf_counter() - began
-            parts.append(torch.from_numpy(np.asarray(out, dtype=np.float32))[: total - start])
+            parts.append(out[: total - start])
         return torch.cat(parts), seconds
+
+    def _prepared(self, feed: Mapping[str, torch.Tensor], stage: int) -> Callable[[], torch.Tensor]:
+        """One call of the denoiser, to be made: on the runner's device, or over arrays."""
+        runner = self.runner
+        arrays: Feed = {}
+        if self.watch is not None or runner.tensor_device is None:
+            arrays = {name: x.cpu().numpy().astype(runner.input(name).dtype) for name, x in feed.items()}
+        if self.watch is not None:
+            self.watch(self.position, stage, arrays)
+
+        def call() -> torch.Tensor:
+            if runner.tensor_device is not None:
+                return runner.infer_tensors(feed, stage)["noise_pred"].float()
+            return torch.from_numpy(np.asarray(runner.infer(arrays, stage)["noise_pred"], dtype=np.float32))
+
+        return call
+
+
+def _filled(rows: torch.Tensor, batch: int) -> torch.Tensor:
+    """Rows [b, ...] with the last one repeated up to [batch, ...]."""
+    missing = batch - rows.shape[0]
+    return rows if missing == 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
 
 def run_all(runs: Sequence[Denoising], label: str, show: bool = True) -> None:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ def load(
     checkpoint is gone.
     """
     bundle = read_bundle(folder)
-    config = _config(bundle)
+    config = config_of(bundle)
     runner = make_runner(bundle, backend, device=device, threads=threads)
     transformer = BundleTransformer(bundle, runner, config, scheduler)
     runner.activate()
@@ -76,6 +77,7 @@ class BundleTransformer(torch.nn.Module):
         self.dtype = getattr(torch, DTYPE_OF[bundle.manifest.precision])
         self.step: int | None = None
         self.stage = 0
+        self._seconds = 0.0
         self._told: tuple[int, int] | None = None
         self._signature = inspect.signature(getattr(diffusers, config["_class_name"]).forward)
         self.register_buffer("_place", torch.empty(0), persistent=False)
@@ -83,6 +85,11 @@ class BundleTransformer(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         return self._place.device
+
+    def take_seconds(self) -> float:
+        """Time of the calls since this was asked last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def close(self) -> None:
         """Free graphs or weights."""
@@ -120,11 +127,10 @@ class BundleTransformer(torch.nn.Module):
         if rows % batch:
             hint = f"export the bundle with --batch {rows}"
             raise complain(f"{self.runner.name}: batch", f"a call of {rows}", f"a multiple of {batch}", hint)
-        parts = [
-            self.runner.infer({name: x[i : i + batch] for name, x in feed.items()}, self.stage)["noise_pred"]
-            for i in range(0, rows, batch)
-        ]
-        out = torch.from_numpy(np.concatenate(parts))
+        began = time.perf_counter()
+        parts = [self._call({name: x[i : i + batch] for name, x in feed.items()}) for i in range(0, rows, batch)]
+        out = torch.cat(parts)
+        self._seconds += time.perf_counter() - began
         if self._frames_first:
             out = out.transpose(1, 2)
         out = out.to(latents.device, latents.dtype)
@@ -134,21 +140,33 @@ class BundleTransformer(torch.nn.Module):
     def _frames_first(self) -> bool:
         return self.config["_class_name"] == FRAMES_FIRST
 
-    def _feed(self, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        kinds = {spec.name: spec.dtype for spec in self.runner.inputs}
-        extra = [name for name, x in given.items() if name not in (*kinds, *IMPLIED) and x is not None and x != {}]
-        missing = [name for name in kinds if given.get(name) is None]
+    def _call(self, feed: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        device = self.runner.tensor_device
+        if device is None:
+            arrays = {name: np.ascontiguousarray(x.cpu().numpy()) for name, x in feed.items()}
+            return torch.from_numpy(self.runner.infer(arrays, self.stage)["noise_pred"])
+        tensors = {name: x.to(device).contiguous() for name, x in feed.items()}
+        out = self.runner.infer_tensors(tensors, self.stage)["noise_pred"]
+        return out.to(torch.float32, copy=True)  # the runner may give its next result in the same memory
+
+    def _feed(self, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        specs = {spec.name: spec for spec in self.runner.inputs}
+        extra = [name for name, x in given.items() if name not in (*specs, *IMPLIED) and x is not None and x != {}]
+        missing = [name for name in specs if given.get(name) is None]
         if extra or missing:
             parts = [f"{word} {', '.join(names)}" for word, names in (("with", extra), ("without", missing)) if names]
             hint = "this bundle, or its backend, has no such form of the model"
-            raise complain(f"{self.runner.name}: inputs", " and ".join(parts), f"exactly {', '.join(kinds)}", hint)
+            raise complain(f"{self.runner.name}: inputs", " and ".join(parts), f"exactly {', '.join(specs)}", hint)
         feed = {}
-        for name, kind in kinds.items():
-            x = given[name].detach().cpu()
+        for name, spec in specs.items():
+            x = given[name].detach()
+            if x.shape[0] == 1:  # some pipelines leave what is the same for every row at one
+                x = x.expand(given["hidden_states"].shape[0], *x.shape[1:])
             if name == "hidden_states" and self._frames_first:
                 x = x.transpose(1, 2)
-            x = x.float() if x.is_floating_point() else x
-            feed[name] = np.ascontiguousarray(x.numpy().astype(kind))
+            if len(x.shape) != len(spec.shape) or any(n != m for n, m in zip(x.shape[1:], spec.shape[1:], strict=True)):
+                raise complain(f"{self.runner.name}: {name} shape", str(tuple(x.shape)), str(spec.shape))
+            feed[name] = x.to(getattr(torch, spec.dtype))
         return feed
 
     def _stage(self, timestep: Any) -> int:
@@ -166,7 +184,7 @@ class BundleTransformer(torch.nn.Module):
         return self.bundle.plan.stage_of(self.step, steps)
 
 
-def _config(bundle: Bundle) -> FrozenDict:
+def config_of(bundle: Bundle) -> FrozenDict:
     """The transformer's config in the bundle's checkpoint, what it leaves out filled in by diffusers' defaults."""
     model = bundle.manifest.model
     checkpoint = checkpoint_of(registry.adapter(model), bundle.manifest.checkpoint)

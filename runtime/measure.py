@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from svdit.plans import baselines
+from svdit.plans.budget import Target, budget_plan
 from svdit.plans.bundle import HEADER_BYTES, sha256_of
+from svdit.plans.cost import CostModel
+from svdit.plans.dynamics import DEFAULT_SPREAD, step_weights
 from svdit.plans.errors import complain
 from svdit.plans.fields import integer
 from svdit.plans.patterns import Pattern
 from svdit.plans.schema import Plan
-from svdit.plans.search import Measurement, Rule, plan_from
+from svdit.plans.search import Measurement, Rule, plan_from, plan_of_segments
 from svdit.plans.tiles import Tiling
 from svdit.runtime.candidates import check_candidates, default_candidates, is_measured, resolve
 from svdit.runtime.denoise import Denoising
@@ -121,13 +125,6 @@ def plan_of(state: SearchState, rule: Rule, max_stages: int) -> Plan:
     were measured behind other choices. The provenance says which.
     """
     settings = state.settings
-    taken = ("prompts", "seed", "guidance", "query_tiles", "device", "dtype", "checkpoint", "candidates")
-    provenance = {
-        "choice": "closed loop" if asdict(rule) == settings["rule"] else "open loop",
-        "measured_with": settings["rule"],
-        **{name: settings[name] for name in taken},
-        **state.record,
-    }
     return plan_from(
         state.measurement(),
         model=settings["model"],
@@ -135,7 +132,103 @@ def plan_of(state: SearchState, rule: Rule, max_stages: int) -> Plan:
         tile=tuple(settings["tile"]),
         rule=rule,
         max_stages=max_stages,
-        provenance=provenance,
+        provenance=_origin(state, rule),
+    )
+
+
+def _origin(state: SearchState, rule: Rule | None) -> dict[str, object]:
+    """Provenance of a choice: what was measured, and whether behind the choices of this very rule."""
+    settings = state.settings
+    taken = ("prompts", "seed", "guidance", "query_tiles", "device", "dtype", "checkpoint", "candidates")
+    closed = rule is not None and asdict(rule) == settings["rule"]
+    return {
+        "choice": "closed loop" if closed else "open loop",
+        "measured_with": settings["rule"],
+        **{name: settings[name] for name in taken},
+        **state.record,
+    }
+
+
+def noise_levels(state: SearchState) -> tuple[np.ndarray, np.ndarray]:
+    """Share of picture and of noise in the latents before each step and at the end, float64 [S + 1] each.
+
+    Read from the scheduler of a finished search: `sigmas` of flow matching, or `alphas_cumprod`.
+    """
+    state.measurement()
+    stored = {name.removeprefix("scheduler/").partition("|")[0]: value for name, value in state.scheduler.items()}
+    sigmas = stored.get("sigmas")
+    if sigmas is not None and len(sigmas) == state.steps + 1 and sigmas.max() <= 1:
+        noise = np.asarray(sigmas, dtype=np.float64)
+        return 1.0 - noise, noise
+    if "alphas_cumprod" in stored and len(stored.get("timesteps", ())) == state.steps:
+        power = np.append(stored["alphas_cumprod"][stored["timesteps"].astype(np.int64)].astype(np.float64), 1.0)
+        return np.sqrt(power), np.sqrt(1.0 - power)
+    raise complain(
+        "search state",
+        "a scheduler with neither flow matching's sigmas nor alphas_cumprod",
+        "one of them",
+        "choose with --method sparse-vdit, or call svdit.plans.budget with weights of your own",
+    )
+
+
+def budget_plan_of(
+    state: SearchState,
+    target: Target,
+    *,
+    max_stages: int,
+    cost: CostModel | None = None,
+    spread: float = DEFAULT_SPREAD,
+    normaliser: str = "layer",
+) -> Plan:
+    """The best plan for a target from a finished state, open loop; `cost` may be None for a density."""
+    weights = step_weights(*noise_levels(state), spread)
+    settings = state.settings
+    return budget_plan(
+        state.measurement(),
+        target,
+        weights,
+        cost,
+        model=settings["model"],
+        geometry=state.geometry,
+        tile=tuple(settings["tile"]),
+        normaliser=normaliser,
+        max_stages=max_stages,
+        provenance={"spread": spread, **_origin(state, None)},
+    )
+
+
+def baseline_plan_of(state: SearchState, method: str, density: float, dense_steps: float) -> Plan:
+    """What another method chooses (`plans.baselines`) from a state measured on that method's candidates.
+
+    Raises SvditError for a state with other candidates than this method has at this density.
+    """
+    measured, settings = state.measurement(), state.settings
+    tiling = Tiling(state.geometry, tuple(settings["tile"]))
+    dense = sum(Rule(dense_steps=dense_steps).is_dense(step, state.steps) for step in range(state.steps))
+    within = baselines.sparse_density(density, dense, state.steps)
+    if settings["candidates"] != baselines.candidates(method, tiling, within):
+        raise complain(
+            "search state",
+            "other candidates",
+            f"those of {method} at density {density:g}",
+            f"measure them: svdit-search --method {method} --density {density:g}",
+        )
+    segments = baselines.choice(method, measured, dense, within)
+    return plan_of_segments(
+        measured,
+        segments,
+        model=settings["model"],
+        geometry=state.geometry,
+        tile=tiling.tile,
+        normaliser="layer",
+        record={
+            "method": method,
+            "target": {"density": density},
+            "dense_steps": dense_steps,
+            "steps": state.steps,
+            **{name: value for name, value in _origin(state, None).items() if name != "candidates"},
+        },
+        results={},
     )
 
 
@@ -253,4 +346,4 @@ def hardware(device: str) -> dict[str, str]:
     return {"hardware": name, "torch": torch.__version__}
 
 
-__all__ = ["Found", "Rule", "plan_of", "search"]
+__all__ = ["Found", "Rule", "baseline_plan_of", "budget_plan_of", "noise_levels", "plan_of", "search"]

@@ -9,9 +9,13 @@ import numpy as np
 
 from svdit.plans.bundle import Bundle
 from svdit.plans.errors import complain
+from svdit.runtime.layers import layer_specs, marked_graph
 from svdit.runtime.progress import progress
 from svdit.runtime.runner import Runner, need
 from svdit.trt_plugins import onnxruntime_library
+
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Session option for graphs given as bytes: the folder of their weight files."""
 
 
 class OrtRunner(Runner):
@@ -30,7 +34,13 @@ class OrtRunner(Runner):
         super().__init__(f"onnxrt:{manifest.variant}", manifest.inputs, manifest.outputs, num_stages)
         self.bundle = bundle
         self.threads = threads
+        self._marked = False
         self._sessions: dict[int, Any] = {}
+
+    def mark_layers(self) -> None:
+        """Before activation: let `infer` return every attention layer's output too."""
+        self._marked = True
+        self.outputs = (*self.outputs, *layer_specs(self.bundle))
 
     def _activate(self) -> None:
         need("onnxruntime", "the backend onnxrt")
@@ -44,11 +54,14 @@ class OrtRunner(Runner):
             options.intra_op_num_threads = self.threads
         if self.bundle.manifest.variant == "plugin":
             self._register(options)
+        if self._marked:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(self.bundle.path))
         graphs = self.bundle.manifest.graphs
         for graph in progress(graphs, f"loading {self.bundle.path.name}", "graph", show=len(graphs) > 1):
             path = self.bundle.path / graph.file
             try:
-                session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+                source = marked_graph(path) if self._marked else str(path)
+                session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # every failure of this library is an unrelated exception class
                 self._sessions.clear()
                 raise complain(

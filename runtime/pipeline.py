@@ -45,16 +45,14 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Generated:
+class Videos:
     """Videos of one run.
 
     videos   uint8 [P, frames, height, width, 3]
-    latents  float32 [P, C, f, h, w], the final ones
     records  one StepRecord per step (the time covers all prompts)
     """
 
     videos: np.ndarray
-    latents: np.ndarray
     records: tuple[StepRecord, ...]
     steps: int
     guidance: float
@@ -63,6 +61,13 @@ class Generated:
     def step_seconds(self) -> np.ndarray:
         """float64 [steps]"""
         return np.array([record.seconds for record in self.records])
+
+
+@dataclass(frozen=True, eq=False)
+class Generated(Videos):
+    """And the final latents, float32 [P, C, f, h, w]."""
+
+    latents: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +103,7 @@ def finish(run: Denoising, model: Model) -> Generated:
     assert run.done
     with torch.inference_mode():
         videos = np.asarray(model.adapter.decode(model.checkpoint, run.latents))
-    return Generated(videos, run.latents.numpy(), tuple(run.records), int(run.steps), float(run.guidance))
+    return Generated(videos, tuple(run.records), int(run.steps), float(run.guidance), run.latents.numpy())
 
 
 def stages_for(runner: Runner, plan: Plan) -> Callable[[int, int], int]:

@@ -14,8 +14,10 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 from polygraphy.logger import G_LOGGER
 
+from svdit.plans.bundle import read_bundle
+from svdit.plans.errors import complain
 from svdit.runtime.metrics import max_abs_error, rel_l2_error
-from svdit.runtime.runner import Runner
+from svdit.runtime.runner import Runner, make_runner
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,22 @@ class BridgedRunner(BaseRunner):
         outputs = self.runner.infer(feed, stage)
         self.inference_time = time.perf_counter() - began
         return OrderedDict(outputs)
+
+
+class BundleRunner(BridgedRunner):
+    """A bundle on one of our backends, loaded and freed by Polygraphy: what `polygraphy run --svdit-BACKEND` makes."""
+
+    def __init__(self, folder: str, backend: str) -> None:
+        bundle = read_bundle(folder)
+        if len(bundle.manifest.graphs) > 1:
+            raise complain(str(folder), "a bundle with a graph a stage", "one graph", "export with --variant plugin")
+        super().__init__(make_runner(bundle, backend), f"svdit-{backend}")
+
+    def activate_impl(self) -> None:
+        self.runner.activate()
+
+    def deactivate_impl(self) -> None:
+        self.runner.close()
 
 
 def compare_outputs(

@@ -15,13 +15,10 @@ from svdit.trt_plugins import onnxruntime_library
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import torch
     from typing_extensions import Self
 
 BACKENDS = ("auto", "tensorrt", "onnxrt-cuda", "onnxrt", "torch")
-NOT_YET = {
-    "tensorrt": "the TensorRT runner needs an engine and is not part of this version",
-    "onnxrt-cuda": "the ONNX Runtime CUDA runner needs the custom-op library and is not part of this version",
-}
 
 
 class Runner:
@@ -33,6 +30,8 @@ class Runner:
     """
 
     backend = "none"
+    tensor_device: str | None = None
+    """torch's name of the device on which a runner's `infer_tensors` takes and gives tensors; None: `infer` only."""
 
     def __init__(self, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], num_stages: int) -> None:
         self.name = name
@@ -89,6 +88,10 @@ class Runner:
         self._check(feed)
         return self._infer(feed, int(stage))
 
+    def infer_tensors(self, feed: Mapping[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
+        """`infer` on tensors of `tensor_device`, in the order of torch's current stream and without waiting for it."""
+        raise NotImplementedError
+
     def _check(self, feed: Mapping[str, np.ndarray]) -> None:
         names = [spec.name for spec in self.inputs]
         if sorted(feed) != sorted(names):
@@ -130,8 +133,6 @@ def resolve_backend(bundle: Bundle, backend: str) -> str:
     """
     if backend not in BACKENDS:
         raise complain("backend", repr(backend), f"one of {', '.join(BACKENDS)}")
-    if backend in NOT_YET:
-        raise complain("backend", repr(backend), "onnxrt or torch", NOT_YET[backend])
     variant = bundle.manifest.variant
     if backend == "auto":
         return "torch" if variant == "plugin" else "onnxrt"
@@ -154,7 +155,7 @@ def make_runner(
         from svdit.runtime.torch_runner import torch_from_bundle
 
         return torch_from_bundle(bundle, device=device, threads=threads, dense=dense)
-    if device != "cpu":
+    if device != "cpu" and backend == "onnxrt":
         raise complain("device", repr(device), "'cpu' with the backend onnxrt", "use --backend torch")
     if dense and bundle.manifest.variant != "dense":
         raise complain(
@@ -163,6 +164,14 @@ def make_runner(
             "variant 'dense'",
             "pass the dense bundle itself",
         )
+    if backend == "onnxrt-cuda":
+        from svdit.runtime.ort_cuda_runner import cuda_runner
+
+        return cuda_runner(bundle, device)
+    if backend == "tensorrt":
+        from svdit.runtime.trt_runner import trt_from_bundle
+
+        return trt_from_bundle(bundle, device=device)
     from svdit.runtime.ort_runner import OrtRunner
 
     return OrtRunner(bundle, threads=threads)

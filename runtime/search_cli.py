@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from svdit.plans import baselines
 from svdit.plans.command import json_option, reports_mistakes, write_json
-from svdit.plans.errors import SvditError, complain
+from svdit.plans.dynamics import DEFAULT_SPREAD
+from svdit.plans.errors import SvditError, complain, rooted
+from svdit.plans.schema import Plan, write_plan
 from svdit.plans.search import (
     DEFAULT_DENSE_STEPS,
     DEFAULT_EPS,
@@ -19,7 +23,17 @@ from svdit.plans.search import (
 )
 from svdit.runtime.prompt_options import collect_prompts, prompt_options
 
-METHODS = ("sparse-vdit", "budget")
+if TYPE_CHECKING:
+    from svdit.plans.budget import Target
+    from svdit.plans.cost import CostModel, Hardware
+    from svdit.runtime.search_state import SearchState
+
+METHODS = ("sparse-vdit", "budget", *baselines.METHODS)
+TARGETS = ("target_speedup", "target_density", "target_error")
+BUDGET = (*TARGETS, "hardware", "spread")
+"""Options of --method budget alone."""
+PAPER = ("lam", "eps", "error_scale")
+"""Options of --method sparse-vdit alone."""
 FILE = click.Path(path_type=Path)
 MEASURING = (
     "model",
@@ -54,7 +68,26 @@ def parse_tile(text: str) -> tuple[int, int, int]:
 @click.option("--model", metavar="NAME", help="Model to search for; required unless --from-state is given.")
 @click.option("--checkpoint", type=FILE, metavar="DIR", help="Weights (default: those shipped with the model).")
 @click.option(
-    "--method", default="sparse-vdit", show_default=True, metavar="NAME", help="sparse-vdit, the paper's rule."
+    "--method",
+    default="sparse-vdit",
+    show_default=True,
+    metavar="NAME",
+    help="sparse-vdit: the paper's rule. budget: the best plan for a --target. Or a rival: "
+    + ", ".join(baselines.METHODS)
+    + ".",
+)
+@click.option("--target-speedup", type=float, metavar="X", help="budget: dense over plan time of a denoiser pass.")
+@click.option("--target-density", type=float, metavar="D", help="budget: share of query-key pairs kept.")
+@click.option("--target-error", type=float, metavar="E", help="budget: weighted mean relative error.")
+@click.option(
+    "--hardware", default="h100", show_default=True, metavar="NAME|FILE", help="budget: latency table to plan for."
+)
+@click.option(
+    "--spread",
+    type=float,
+    default=DEFAULT_SPREAD,
+    show_default=True,
+    help="budget: how much more errors of early steps weigh.",
 )
 @click.option("--lam", type=float, default=DEFAULT_LAM, show_default=True, help="Price of density (lambda).")
 @click.option("--eps", type=float, default=DEFAULT_EPS, show_default=True, help="Loss above which a head stays full.")
@@ -77,9 +110,9 @@ def parse_tile(text: str) -> tuple[int, int, int]:
     type=float,
     default=DEFAULT_DENSE_STEPS,
     show_default=True,
-    help="Share of the steps, from the first, kept full.",
+    help="Share of the steps, from the first, kept full (not budget, which chooses them).",
 )
-@click.option("--density", type=float, help="Choose lam = eps so that this density is met (from measured errors).")
+@click.option("--density", type=float, help="Kept share of query-key pairs; for sparse-vdit it sets lam = eps.")
 @click.option("--max-stages", type=int, default=3, show_default=True, help="Most stages of the plan.")
 @click.option("--steps", type=int, help="Denoising steps (default: the checkpoint's).")
 @click.option("--guidance", type=float, help="Guidance scale (default: the checkpoint's).")
@@ -102,49 +135,93 @@ def main(context: click.Context, **options: object) -> None:
     A search that was interrupted goes on where it stopped when the same command is given again.
     """
     output: Path = options["output"]  # type: ignore[assignment]
-    _check_method(str(options["method"]))
+    method = str(options["method"])
+    given = {
+        name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+    }
+    _check_method(method, given)
     rule = Rule(*(options[name] for name in ("lam", "eps", "error_scale", "normaliser", "dense_steps")))  # type: ignore[arg-type]
     _check_outputs(output, options["json_file"])  # type: ignore[arg-type]
     if options["from_state"] is not None:
-        given = [
-            name for name in MEASURING if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-        ]
-        if given:
-            flags = ", ".join("--" + name.replace("_file", "").replace("_", "-") for name in given)
+        measuring = [name for name in MEASURING if name in given]
+        if measuring:
             raise complain(
                 "--from-state",
-                f"also {flags}",
+                f"also {_flags(measuring)}",
                 "no options that say what to measure",
                 "the state file holds its own settings",
             )
-        state, plan = _choose_again(options, rule)
-    else:
-        state, plan = _search(options, rule, output)
-    from svdit.plans.schema import write_plan
+        from svdit.runtime.search_state import read_state
 
+        state = read_state(options["from_state"])  # type: ignore[arg-type]
+        plan = _choose(state, options, rule)
+    else:
+        plan = _search(options, rule, output)
     write_plan(output, plan)
-    figures = {
-        "density": plan.provenance["density"],
-        "steps": state.steps,
+    write_json(options["json_file"], _figures(plan, output))  # type: ignore[arg-type]
+    click.echo(_summary(plan, output))
+
+
+def _figures(plan: Plan, output: Path) -> dict[str, object]:
+    record = plan.provenance
+    taken = ("lam", "eps", "target", "weighted_error", "gap", "gap_at_these_cuts", "predicted")
+    return {
+        "density": record["density"],
+        "steps": record["steps"],
         "stages": len(plan.stages),
-        "lam": plan.provenance["lam"],
-        "eps": plan.provenance["eps"],
-        "method": "sparse-vdit",
-        "choice": plan.provenance["choice"],
+        **{name: record[name] for name in taken if name in record},
+        "method": record["method"],
+        "choice": record["choice"],
         "plan": str(output),
     }
-    write_json(options["json_file"], figures)  # type: ignore[arg-type]
-    click.echo(
+
+
+def _summary(plan: Plan, output: Path) -> str:
+    """The last line, and one about the predicted time of a budget plan: how much of it is an estimate."""
+    record = plan.provenance
+    text = (
         f"{output}: {len(plan.stages)} stages, {len(plan.patterns)} patterns, density "
-        f"{plan.provenance['density']:.4f} ({plan.provenance['choice']})"
+        f"{record['density']:.4f} ({record['choice']})"
     )
+    found = record.get("predicted")
+    if found is None:
+        return text
+    text += (
+        f"\n{found['scope']} {found['speedup']:.3f}x on {found['hardware']}: {found['latency_ms']:.4g} of "
+        f"{found['dense_latency_ms']:.4g} ms a pass; weighted error {record['weighted_error']:.4g}, within "
+        f"{100 * record['gap']:.2g} % of the optimum"
+    )
+    if found["estimated"]:
+        text += (
+            f"\nNOTE the time is an estimate: attention {found['attention']}, outside attention "
+            f"{found['outside_attention']}"
+        )
+    return text
 
 
-def _check_method(method: str) -> None:
-    if method == "budget":
-        raise complain("--method", "'budget'", "'sparse-vdit'", "the budget method is not part of this version")
+def _flags(names: list[str]) -> str:
+    return ", ".join("--" + name.replace("_file", "").replace("_", "-") for name in names)
+
+
+def _check_method(method: str, given: set[str]) -> None:
+    """Each method takes its own options, and exactly one target where it needs one."""
     if method not in METHODS:
-        raise complain("--method", repr(method), "'sparse-vdit'")
+        raise complain("--method", repr(method), "one of " + ", ".join(METHODS))
+    foreign = PAPER if method != "sparse-vdit" else ()
+    if method == "budget":
+        foreign += ("density", "dense_steps")
+        targets = [name for name in TARGETS if name in given]
+        if len(targets) != 1:
+            raise complain("--method budget", _flags(targets) or "no target", f"one of {_flags(list(TARGETS))}")
+    else:
+        foreign += BUDGET
+        if method != "sparse-vdit":
+            foreign += ("max_stages", "candidates")
+            if "density" not in given:
+                raise complain("--density", "nothing", f"a density for {method}")
+    wrong = [name for name in foreign if name in given]
+    if wrong:
+        raise complain(f"--method {method}", _flags(wrong), "options of this method only", "see docs/search.md")
 
 
 def _check_outputs(output: Path, json_file: Path | None) -> None:
@@ -162,23 +239,35 @@ def default_state(output: Path) -> Path:
     return output.with_name(output.name.removesuffix(".json").removesuffix(".plan") + ".search.npz")
 
 
-def _search(options: dict, rule: Rule, output: Path) -> tuple:
+def _search(options: dict, rule: Rule, output: Path) -> Plan:
     from svdit.plans import registry
+    from svdit.plans.tiles import Tiling
     from svdit.runtime.candidates import read_candidates
-    from svdit.runtime.measure import plan_of, search
+    from svdit.runtime.measure import search
     from svdit.runtime.torch_runner import checkpoint_of
 
     if options["model"] is None:
         raise complain("--model", "nothing", f"one of {', '.join(registry.model_names())}")
     adapter = registry.adapter(options["model"])
-    prompts = collect_prompts(options["prompt"], options["prompts_file"])
+    if options["method"] not in baselines.UNMEASURED:
+        prompts = collect_prompts(options["prompt"], options["prompts_file"])
     tile = adapter.default_tile() if options["tile"] is None else parse_tile(options["tile"])
+    tiling = Tiling(adapter.geometry(checkpoint_of(adapter, options["checkpoint"])), tile)
     specs = None
     if options["candidates"] is not None:
-        from svdit.plans.tiles import Tiling
-
-        folder = checkpoint_of(adapter, options["checkpoint"])
-        specs = read_candidates(options["candidates"], Tiling(adapter.geometry(folder), tile))
+        specs = read_candidates(options["candidates"], tiling)
+    if options["method"] in baselines.METHODS:
+        steps = options["steps"] or adapter.sampling(checkpoint_of(adapter, options["checkpoint"])).steps
+        dense = sum(rule.is_dense(step, steps) for step in range(steps))
+        with rooted("--"):
+            if options["method"] in baselines.UNMEASURED:
+                size = (tiling.geometry, tile, options["density"], dense, steps)
+                return baselines.unmeasured_plan(options["method"], adapter.name, *size)
+            within = baselines.sparse_density(options["density"], dense, steps)
+            specs = baselines.candidates(options["method"], tiling, within)
+    _check_target(options)
+    if options["method"] != "sparse-vdit":
+        rule = Rule(dense_steps=1.0)  # errors are measured along the dense trajectory
     state_file = options["state"] or default_state(output)
     found = search(
         adapter,
@@ -197,20 +286,59 @@ def _search(options: dict, rule: Rule, output: Path) -> tuple:
         state=state_file,
     )
     click.echo(f"measured errors are in {state_file} (svdit-search --from-state chooses again from them)", err=True)
-    if options["density"] is None:
-        return found.state, found.plan
-    rule = _rule_for(found.measurement, options)
-    return found.state, plan_of(found.state, rule, options["max_stages"])
+    if options["method"] == "sparse-vdit" and options["density"] is None:
+        return found.plan
+    return _choose(found.state, options, rule)
 
 
-def _choose_again(options: dict, rule: Rule) -> tuple:
-    from svdit.runtime.measure import plan_of
-    from svdit.runtime.search_state import read_state
+def _choose(state: SearchState, options: dict, rule: Rule) -> Plan:
+    """The plan that the method makes of a finished state."""
+    from svdit.runtime.measure import baseline_plan_of, budget_plan_of, plan_of
 
-    state = read_state(options["from_state"])
+    if options["method"] == "budget":
+        target, hardware = _check_target(options)
+        with rooted("--target-"):
+            return budget_plan_of(
+                state,
+                target,
+                max_stages=options["max_stages"],
+                cost=_cost(hardware, state, target),
+                spread=options["spread"],
+                normaliser=options["normaliser"],
+            )
+    if options["method"] in baselines.METHODS:
+        return baseline_plan_of(state, options["method"], options["density"], options["dense_steps"])
     if options["density"] is not None:
         rule = _rule_for(state.measurement(), options)
-    return state, plan_of(state, rule, options["max_stages"])
+    return plan_of(state, rule, options["max_stages"])
+
+
+def _cost(hardware: Hardware, state: SearchState, target: Target) -> CostModel | None:
+    """The cost model of the state's geometry; a density needs none, so a table without its head size is no mistake."""
+    from svdit.plans.cost import cost_model
+
+    try:
+        return cost_model(hardware, state.settings["model"], state.geometry)
+    except SvditError:
+        if target.goal == "density":
+            return None
+        raise
+
+
+def _check_target(options: dict) -> tuple:
+    """(Target, Hardware) of the budget method; mistakes in them are found before anything is measured."""
+    from svdit.plans.budget import Target
+    from svdit.plans.cost import read_hardware
+    from svdit.plans.dynamics import check_spread
+
+    if options["method"] != "budget":
+        return None, None
+    name = next(name for name in TARGETS if options[name] is not None)
+    check_spread(options["spread"], "--spread")
+    with rooted("--target-"):
+        target = Target(name.removeprefix("target_"), options[name])
+    with rooted("--"):
+        return target, read_hardware(options["hardware"])
 
 
 def _rule_for(measured: object, options: dict) -> Rule:

@@ -81,14 +81,13 @@ class TorchRunner(Runner):
     ) -> None:
         if dtype not in DTYPES:
             raise complain("dtype", repr(dtype), f"one of {', '.join(DTYPES)}")
-        latent = adapter.latent_shape(tiling.geometry, checkpoint)
         rows: int | str = "B" if batch is None else batch
-        inputs = (
-            TensorSpec("hidden_states", "float32", (rows, *latent)),
-            TensorSpec("timestep", "float32", (rows,)),
-            TensorSpec("encoder_hidden_states", "float32", (rows, "L", "E")),
-        )
-        outputs = (TensorSpec("noise_pred", "float32", (rows, *latent)),)
+        inputs = [
+            TensorSpec(spec.name, spec.dtype, (rows, *spec.shape[1:]))
+            for spec in adapter.inputs(checkpoint, tiling.geometry, 1)
+            if spec.name != "stage"
+        ]
+        outputs = (TensorSpec("noise_pred", "float32", (rows, *adapter.output_shape(tiling.geometry, checkpoint))),)
         super().__init__(
             "torch:dense" if plan is None else "torch:plan", inputs, outputs, 1 if plan is None else len(plan.stages)
         )
@@ -122,16 +121,10 @@ class TorchRunner(Runner):
     def _infer(self, feed: Mapping[str, np.ndarray], stage: int) -> dict[str, np.ndarray]:
         import torch
 
-        model = self.model
-        kind = getattr(torch, self.dtype)
         with torch.inference_mode():
-            latents, timestep, text = (
-                torch.from_numpy(feed[name]).to(self.device)
-                for name in ("hidden_states", "timestep", "encoder_hidden_states")
-            )
+            given = {name: torch.from_numpy(array).to(self.device) for name, array in feed.items()}
             number = torch.tensor([stage], dtype=torch.int32, device=self.device)
-            out = model(latents.to(kind), timestep, text.to(kind), number)
-            return {"noise_pred": out.float().cpu().numpy()}
+            return {"noise_pred": self.model(**given, stage=number).float().cpu().numpy()}
 
     def _close(self) -> None:
         self._model = None

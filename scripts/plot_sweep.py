@@ -12,6 +12,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+FAMILIES = {"list-": "N = 118,784, lists of 4 to 128 tiles", "comb-": "17 % of N = 16,384 to 480,000"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,7 +23,7 @@ def main() -> None:
     report = json.loads(args.json.read_text())
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    for family, label in (("list-", "N = 118,784, lists of 4 to 128 tiles"), ("comb-", "17 % of N = 16,384 to 480,000")):
+    for family, label in FAMILIES.items():
         cases = [case for case in report["cases"] if case["case"].startswith(family)]
         work = [case["flop"] / 1e12 for case in cases]
         axes.loglog(work, [case["results"][0]["latency_ms"] for case in cases], "o-", label=label)

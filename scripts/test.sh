@@ -1,10 +1,19 @@
 #!/usr/bin/env bash
-# Lint and tests, in an environment of their own; with nvcc on the PATH, the CUDA libraries are built first, so that
-# their tests run too (those that need a GPU are skipped without one). Arguments go to pytest.
+# Lint and tests, in an environment of their own. With nvcc on the PATH, the CUDA libraries are built first, so that
+# their tests run too (those that need a GPU are skipped without one); without it, but with CMake and a C++ compiler on
+# Linux, the ONNX Runtime operator for CPUs. Headers of TensorRT and ONNX Runtime are downloaded into build/ where
+# TENSORRT_ROOT and ONNXRUNTIME_ROOT name none. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
 ruff check .
+if [ -z "${ONNXRUNTIME_ROOT:-}" ] && [ "$(uname -s)" = Linux ] && command -v cmake > /dev/null; then
+    if scripts/onnxruntime_headers.sh build/onnxruntime; then
+        export ONNXRUNTIME_ROOT="$PWD/build/onnxruntime"
+    else
+        echo "[svdit] no ONNX Runtime headers: unless the system has them, its operator is not built and its tests are skipped" >&2
+    fi
+fi
 if command -v nvcc > /dev/null; then
     if ! command -v cuobjdump > /dev/null; then
         python -m pip install -q nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
@@ -22,5 +31,11 @@ if command -v nvcc > /dev/null; then
     scripts/build_kernels.sh
 else
     echo "[svdit] no nvcc on PATH: the CUDA libraries are not built and their tests are skipped" >&2
+    if [ "$(uname -s)" = Linux ] && command -v cmake > /dev/null && command -v c++ > /dev/null; then
+        cmake -S . -B build -DSVDIT_CUDA=OFF -DONNXRUNTIME_ROOT="${ONNXRUNTIME_ROOT:-}" > build.log 2>&1 &&
+            cmake --build build -j "$(nproc)" >> build.log 2>&1 || { cat build.log >&2; exit 1; }
+    else
+        echo "[svdit] no CMake and C++ compiler: the ONNX Runtime operator is not built and its tests are skipped" >&2
+    fi
 fi
 python -m pytest -n "${SVDIT_TEST_JOBS:-2}" -rs "$@"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from svdit.exporter.models.video import VideoCoder, VideoSize
     from svdit.plans.tiles import Tiling
 
     AttentionFn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -67,6 +68,22 @@ class ModelAdapter(ABC):
 
         Without a checkpoint: as the published models of this family have it.
         """
+
+    def output_shape(self, geometry: Geometry, checkpoint: Path | None = None) -> tuple[int, int, int, int]:
+        """(C, f, h, w) of the prediction; image-to-video models have fewer channels there than in `latent_shape`."""
+        return self.latent_shape(geometry, checkpoint)
+
+    @abstractmethod
+    def coder(self, checkpoint: Path | None = None) -> VideoCoder:
+        """How videos in pixels become tokens; without a checkpoint, as the published models have it."""
+
+    @abstractmethod
+    def reference_video(self, checkpoint: Path | None = None) -> VideoSize:
+        """The video that `geometry` is for."""
+
+    @abstractmethod
+    def geometry_of(self, grid: tuple[int, int, int], checkpoint: Path | None = None) -> Geometry:
+        """Attention geometry on this token grid; without a checkpoint, of the published model."""
 
     @abstractmethod
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from svdit.exporter import weights
 from svdit.exporter.models.base import ModelAdapter, TracedDenoiser
 from svdit.exporter.models.config import TransformerConfig
-from svdit.plans.errors import complain
+from svdit.exporter.models.video import VideoCoder, VideoSize
+from svdit.plans.errors import complain, rooted
+from svdit.plans.fields import integer
 from svdit.plans.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -44,6 +46,12 @@ class TransformerAdapter(ModelAdapter):
     tile: tuple[int, int, int]
     latent: tuple[int, int, int]
     """Latent (f, h, w) of the reference video."""
+    factors = (4, 8, 8)
+    """Frames, rows and columns of pixels of one latent in the published VAE."""
+    vae_keys: tuple[str, str]
+    """Keys of those factors, in time and in space, in the VAE's config.json."""
+    pads_frames = False
+    """Whether the pipeline fills up latent frames that do not fill a patch."""
 
     @abstractmethod
     def parts(self) -> Parts:
@@ -60,12 +68,40 @@ class TransformerAdapter(ModelAdapter):
     def geometry(self, checkpoint: Path) -> Geometry:
         return self.config(checkpoint).geometry(self.reference_latent(checkpoint))
 
+    def reference_video(self, checkpoint: Path | None = None) -> VideoSize:
+        config: Any = self.published if checkpoint is None else self.config(checkpoint)
+        latent = self.latent if checkpoint is None else self.reference_latent(checkpoint)
+        return self.coder(checkpoint).video(config.grid(latent))
+
+    def geometry_of(self, grid: tuple[int, int, int], checkpoint: Path | None = None) -> Geometry:
+        config: Any = self.published if checkpoint is None else self.config(checkpoint)
+        return config.geometry(config.latent(grid))
+
+    def coder(self, checkpoint: Path | None = None) -> VideoCoder:
+        config: Any = self.published if checkpoint is None else self.config(checkpoint)
+        path = None if checkpoint is None else Path(checkpoint) / "vae" / "config.json"
+        factors = self.factors
+        if path is not None and path.is_file():
+            with rooted(f"{path}: $."):
+                factors = self.vae_factors(weights.read_json(path, "a VAE's config"))
+        return VideoCoder(factors, config.patch, self.pads_frames)
+
+    def vae_factors(self, config: dict) -> tuple[int, int, int]:
+        """Frames, rows and columns of pixels of one latent, by a VAE's config.json."""
+        time, space = self.vae_keys
+        side = integer(config.get(space, self.factors[1]), space, low=1)
+        return integer(config.get(time, self.factors[0]), time, low=1), side, side
+
     def default_tile(self) -> tuple[int, int, int]:
         return self.tile
 
     def latent_shape(self, geometry: Geometry, checkpoint: Path | None = None) -> tuple[int, int, int, int]:
         config: Any = self.published if checkpoint is None else self.config(checkpoint)
         return (config.in_channels, *config.latent(geometry.grid))
+
+    def output_shape(self, geometry: Geometry, checkpoint: Path | None = None) -> tuple[int, int, int, int]:
+        config: Any = self.published if checkpoint is None else self.config(checkpoint)
+        return (config.out_channels, *config.latent(geometry.grid))
 
     def traced_denoiser(
         self, checkpoint: Path, tiling: Tiling, attention: AttentionFn, *, dtype: str

@@ -39,6 +39,8 @@ WAN = {
     "num_layers": 2,
     "rope_max_seq_len": 32,
 }
+WAN_I2V = {"in_channels": 36, "image_dim": 20, "added_kv_proj_dim": 192}
+"""Changes of WAN: twice the latents and a mask of 4, and CLIP tokens of width 20."""
 
 
 def reference_model(config: dict, seed: int = 0) -> torch.nn.Module:

@@ -107,7 +107,14 @@ BAD_CHECKPOINTS = {
         r'_class_name: got "FluxTransformer2DModel"; expected "WanTransformer3DModel"',
     ),
     "unknown config key": (lambda c: edit(c / CONFIG, flavour=3), r"\$.flavour: got an unknown key; expected one of"),
-    "image to video": (lambda c: edit(c / CONFIG, image_dim=1280), r"image_dim: got 1280; expected null"),
+    "image without projections": (
+        lambda c: edit(c / CONFIG, image_dim=1280),
+        r"added_kv_proj_dim: got null; expected 128; null for text-to-video",
+    ),
+    "first and last frame": (
+        lambda c: edit(c / CONFIG, pos_embed_seq_len=514),
+        r"pos_embed_seq_len: got 514; expected null; models of a first and a last frame",
+    ),
     "other qk norm": (lambda c: edit(c / CONFIG, qk_norm="layer_norm"), r'qk_norm: got "layer_norm"; expected'),
     "patch not a triple": (lambda c: edit(c / CONFIG, patch_size=[4, 4]), r"patch_size: got 2 entries"),
     "no heads": (lambda c: edit(c / CONFIG, num_attention_heads=0), r"num_attention_heads: got 0; expected an integer"),

@@ -77,7 +77,7 @@ def test_list_names_every_case():
     ("arguments", "message"),
     [
         (["--library", "x=/nowhere.so"], "error: --library: got /nowhere.so; expected a built libsvdit_kernels.so"),
-        (["--library", __file__, "--peer", "fa9"], "error: --peer: got fa9; expected one of fa4, cudnn, flex"),
+        (["--library", __file__, "--peer", "fa9"], "error: --peer: got fa9; expected one of fa4, cudnn, flash, flex"),
         (["--library", __file__, "--dtype", "int8"], "error: --dtype: got int8; expected bfloat16 or float16"),
         (["--library", __file__, "--case", "nope"], "error: case: got nope; expected one of dense"),
     ],

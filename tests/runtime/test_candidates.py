@@ -71,6 +71,26 @@ def test_pairs_take_the_heaviest_and_one_a_row():
     assert others.sum() == 64 and np.delete(mass, 3, 0)[others].min() > np.delete(mass, 3, 0)[~others].max()
 
 
+def test_the_same_share_of_every_row():
+    mass = np.random.default_rng(5).random((16, 16))
+    mask = resolve({"kind": "tiles", "rows": {"block": 0.3}}, TILING, mass).video_mask(TILING.tile_grid)
+    assert mask.sum(1).tolist() == [4] * 16
+    for row in range(16):
+        assert mass[row, mask[row]].min() > mass[row, ~mask[row]].max()
+
+
+def test_vertical_slash_finds_the_lines_that_are_there():
+    """Two diagonals and one column stand out; the seven lines that 40 % buy hold them before any other."""
+    mass = np.random.default_rng(6).random((16, 16)) * 0.01
+    mass[:, 5] += 1.0
+    query, key = np.indices((16, 16))
+    mass[key - query == 0] += 1.0
+    mass[key - query == -4] += 1.0
+    mask = resolve({"kind": "tiles", "rows": {"vertical_slash": 0.4}}, TILING, mass).video_mask(TILING.tile_grid)
+    assert mask[:, 5].all() and mask[key - query == 0].all() and mask[key - query == -4].all()
+    assert 0.3 < mask.mean() <= 0.4
+
+
 def test_file_is_read(tmp_path):
     specs = {
         "skip": {"kind": "skip"},

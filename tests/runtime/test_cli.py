@@ -89,7 +89,17 @@ def test_search_writes_a_plan_and_chooses_again(checkpoint, tmp_path):
     assert found.provenance["prompts"] == [PROMPTS[0]] and found.provenance["method"] == "sparse-vdit"
     assert figures["density"] == found.provenance["density"] and figures["stages"] == len(found.stages)
     done = invoke(
-        search_cli.main, "--from-state", tmp_path / "p.search.npz", "--density", 0.3, "--max-stages", 1, "-o", again
+        search_cli.main,
+        "--from-state",
+        tmp_path / "p.search.npz",
+        "--density",
+        0.3,
+        "--dense-steps",
+        0,
+        "--max-stages",
+        1,
+        "-o",
+        again,
     )
     assert done.exit_code == 0, done.output
     assert read_plan(again).provenance["density"] <= 0.3 and len(read_plan(again).stages) == 1
@@ -180,8 +190,11 @@ BAD_RUNS = {
         ("{portable}", *PROMPT, "--backend", "onnx"),
         "backend: got 'onnx'; expected one of auto, tensorrt",
     ),
-    "tensorrt": (("{portable}", *PROMPT, "--backend", "tensorrt"), "backend: got 'tensorrt'; expected onnxrt or torch"),
-    "onnxrt-cuda": (("{portable}", *PROMPT, "--backend", "onnxrt-cuda"), "backend: got 'onnxrt-cuda'"),
+    "tensorrt": (("{portable}", *PROMPT, "--backend", "tensorrt"), "engine.json: got no such file; .* svdit-build"),
+    "onnxrt-cuda": (
+        ("{portable}", *PROMPT, "--backend", "onnxrt-cuda"),
+        "variant: got 'portable'; expected 'plugin' for the backend onnxrt-cuda",
+    ),
     "onnxrt on a plugin": (
         ("{plugin}", *PROMPT, "--backend", "onnxrt"),
         r"variant: got 'plugin'; expected 'portable'.* without libsvdit_onnxruntime.so; build it \(cmake -S",
@@ -234,8 +247,26 @@ BAD_SEARCHES = {
     "unknown model": ({"--model": "sora"}, "model: got 'sora'; expected one of"),
     "no checkpoint": ({"--checkpoint": "none"}, "checkpoint: got none; expected an existing folder"),
     "empty checkpoint": ({"--checkpoint": "."}, r"checkpoint"),
-    "budget": ({"--method": "budget"}, "--method: got 'budget'; expected 'sparse-vdit'"),
-    "unknown method": ({"--method": "svg"}, "--method: got 'svg'"),
+    "unknown method": ({"--method": "greedy"}, "--method: got 'greedy'; expected one of sparse-vdit, budget, svg"),
+    "no target": ({"--method": "budget"}, "--method budget: got no target; expected one of --target-speedup"),
+    "two targets": (
+        {"--method": "budget", "--target-speedup": "2", "--target-error": "1"},
+        "--method budget: got --target-speedup, --target-error; expected one of",
+    ),
+    "budget with lam": (
+        {"--method": "budget", "--target-speedup": "2", "--lam": "1"},
+        "--method budget: got --lam; expected options of this method only",
+    ),
+    "target without budget": ({"--target-speedup": "2"}, "--method sparse-vdit: got --target-speedup"),
+    "slow-down": ({"--method": "budget", "--target-speedup": "0.5"}, "--target-speedup: got 0.5; expected a number of"),
+    "target density": ({"--method": "budget", "--target-density": "1.5"}, "--target-density: got 1.5; expected a num"),
+    "spread": ({"--method": "budget", "--target-density": "0.5", "--spread": "0"}, "--spread: got 0.0; expected a num"),
+    "hardware": ({"--method": "budget", "--target-speedup": "2", "--hardware": "abacus"}, "--hardware: got 'abacus'"),
+    "rival without density": ({"--method": "svg"}, "--density: got nothing; expected a density for svg"),
+    "rival too sparse": (
+        {"--method": "svg", "--density": "0.1"},
+        "--density: got 0.1; expected more than the 1 of the dense steps; give fewer dense steps",
+    ),
     "no prompt": ({"--prompt": None}, "prompts: got none"),
     "lam": ({"--lam": "-1"}, "lam: got -1.0; expected a finite number >= 0"),
     "eps": ({"--eps": "nan"}, "eps: got nan"),
@@ -294,3 +325,33 @@ def test_density_that_no_candidate_reaches(checkpoint, tmp_path):
     assert not (tmp_path / "p.plan.json").exists()
     with np.load(state) as stored:
         assert "error" in stored.files
+
+
+def test_budget_search_and_another_target_from_its_state(checkpoint, tmp_path):
+    """Measured along the dense trajectory; the choice says its predicted time and that it is an estimate."""
+    (tmp_path / "c.json").write_text('{"skip": {"kind": "skip"}, "band": {"kind": "diagonal", "frames": 1}}')
+    common = ("--method", "budget", "--json", tmp_path / "f.json", "-o", tmp_path / "p.plan.json")
+    model = ("--model", "tiny", "--checkpoint", checkpoint, *PROMPT, "--steps", "2", "--tile", "1,2,3")
+    done = invoke(search_cli.main, *model, "--candidates", tmp_path / "c.json", *common, "--target-density", "0.5")
+    assert done.exit_code == 0, done.output
+    assert "NOTE the time is an estimate: attention extrapolated" in done.output
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["method"] == "budget" and figures["density"] <= 0.5 and figures["predicted"]["estimated"]
+    error = figures["weighted_error"]
+    again = ("--from-state", tmp_path / "p.search.npz", *common)
+    done = invoke(search_cli.main, *again, "--target-error", str(error / 2))
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["weighted_error"] <= error / 2 and figures["target"] == {"error": error / 2}
+    done = invoke(search_cli.main, *again, "--target-speedup", "100")
+    assert done.exit_code == 2 and "--target-speedup: got 100; expected at most" in done.stderr
+
+
+def test_a_rival_without_measurement(checkpoint, tmp_path):
+    plan = tmp_path / "p.plan.json"
+    model = ("--model", "tiny", "--checkpoint", checkpoint, "--tile", "1,2,3", "--steps", "4", "-o", plan)
+    done = invoke(search_cli.main, *model, "--method", "winattn-temporal", "--density", "0.6", "--dense-steps", "0.25")
+    assert done.exit_code == 0, done.output
+    assert [f.name for f in tmp_path.iterdir()] == ["p.plan.json"]
+    found = read_plan(plan)
+    assert [stage.until for stage in found.stages] == [0.25, 1.0] and set(found.patterns) == {"temporal"}

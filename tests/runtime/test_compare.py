@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from svdit.plans.bundle import read_bundle
 from svdit.plans.errors import SvditError
 from svdit.plans.flops import mean_density
+from svdit.plans.schema import template
 from svdit.runtime import cli
-from svdit.runtime.compare import compare, dense_bundle
+from svdit.runtime.compare import compare, dense_bundle, is_full
 from svdit.runtime.metrics import psnr, ssim
 from svdit.runtime.pipeline import Request, run_bundle
 from svdit.runtime.runner import make_runner
@@ -145,6 +146,10 @@ def test_missing_dense_bundle_says_how_to_make_it(bundles, checkpoint, tmp_path)
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert dense_bundle(bundle, place).manifest.variant == "dense"
+
+
+def test_a_plan_of_full_heads_is_dense(plan):
+    assert is_full(template("tiny", plan.geometry, plan.tile)) and not is_full(plan)
 
 
 @pytest.mark.parametrize(

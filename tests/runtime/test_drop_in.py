@@ -69,8 +69,6 @@ def test_it_looks_like_the_transformer_it_stands_in_for(made):
 
 
 def test_the_torch_backend_runs_too(made):
-    if made.name == "hunyuan":
-        pytest.skip("the torch backend takes neither a text mask nor guidance")
     with load(made.bundle, scheduler=made.case.pipe.scheduler, backend="torch") as transformer:
         assert rel_l2(made.run(transformer), made.truth) <= 1e-5
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from svdit.plans import baselines
+from svdit.plans.budget import Target, weighted_errors
+from svdit.plans.cost import cost_model, read_hardware
+from svdit.plans.dynamics import step_weights
 from svdit.plans.errors import SvditError
 from svdit.plans.schema import dumps
-from svdit.plans.search import Rule
+from svdit.plans.search import Rule, loss_table, mode_density, rule_for_density
+from svdit.plans.stages import merge
+from svdit.plans.tiles import Tiling
 from svdit.runtime import measure
-from svdit.runtime.measure import plan_of, search
+from svdit.runtime.measure import baseline_plan_of, budget_plan_of, noise_levels, plan_of, search
 from svdit.runtime.pipeline import Model, Request, generate, prepare
 from svdit.runtime.search_state import read_state
 from svdit.runtime.torch_runner import TorchRunner
@@ -139,6 +146,67 @@ def test_choosing_again_from_the_state(adapter, checkpoint, found, tmp_path):
     assert other.provenance["choice"] == "open loop" and found.plan.provenance["choice"] == "closed loop"
     assert other.provenance["measured_with"]["eps"] == 0.4
     assert other.provenance["density"] >= found.plan.provenance["density"]
+
+
+def test_noise_levels_are_the_schedulers(adapter, checkpoint, found):
+    scheduler = adapter.scheduler(checkpoint)
+    scheduler.set_timesteps(4)
+    signal, noise = noise_levels(found.state)
+    np.testing.assert_allclose(noise, scheduler.sigmas.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(signal + noise, 1.0)
+
+
+def test_noise_levels_of_a_variance_preserving_scheduler(found):
+    power, times = np.linspace(0.99, 0.0, 1000), np.array([999, 600, 300, 0])
+    stored = {"scheduler/alphas_cumprod|tensor": power, "scheduler/timesteps|tensor": times}
+    signal, noise = noise_levels(replace(found.state, scheduler=stored))
+    np.testing.assert_allclose(signal**2 + noise**2, 1.0)
+    assert signal[0] == 0 and noise[-1] == 0 and (np.diff(signal) > 0).all()
+    with pytest.raises(SvditError, match="search state: got a scheduler with neither"):
+        noise_levels(replace(found.state, scheduler={}))
+
+
+def test_budget_from_a_state(found):
+    """Within its target, at most as much error as any plan of the paper's rule that keeps as little."""
+    weights = step_weights(*noise_levels(found.state))
+    table, kept = weighted_errors(found.measurement, weights), mode_density(found.measurement)
+    for target in (0.3, 0.6):
+        plan = budget_plan_of(found.state, Target("density", target), max_stages=2)
+        assert plan.provenance["density"] <= target + 1e-9 and plan.provenance["method"] == "budget"
+        rule = rule_for_density(found.measurement, target, 2, dense_steps=0.0)
+        segments = merge(loss_table(found.measurement, rule), 2)
+        other = sum(
+            np.take_along_axis(table[s.start : s.stop].sum(0), s.choice[..., None], -1).sum() for s in segments
+        )
+        assert plan.provenance["weighted_error"] <= other / (1 - plan.provenance["gap"]) + 1e-9
+        names = [{n for row in stage.layers for n in row} for stage in plan.stages]
+        assert len(names) <= 2 and kept.min() == 0
+
+
+def test_a_speedup_is_reached_by_the_cost_model_it_was_asked_of(found):
+    cost = cost_model(read_hardware("h100"), "tiny", found.state.geometry)
+    attention = cost.layers * cost.heads * cost.pair_ms / cost.dense_ms
+    wanted = 1 / (1 - 0.5 * attention)  # half of the attention time saved
+    plan = budget_plan_of(found.state, Target("speedup", wanted), max_stages=2, cost=cost)
+    predicted = plan.provenance["predicted"]
+    assert predicted["speedup"] >= wanted * (1 - 1e-5) and predicted["estimated"]
+    assert 0.3 < plan.provenance["density"] <= 0.5 + 1e-6
+    with pytest.raises(SvditError, match=r"speedup: got 1000; expected at most .* candidates on NVIDIA H100"):
+        budget_plan_of(found.state, Target("speedup", 1000.0), max_stages=2, cost=cost)
+
+
+def test_a_rival_is_measured_and_chosen(adapter, checkpoint):
+    """SVG at half density, half of 4 steps dense: nothing but its two masks, full before."""
+    tiling = Tiling(adapter.geometry(checkpoint), TILE)
+    specs = baselines.candidates("svg", tiling, baselines.sparse_density(0.7, 2, 4))
+    state = run(adapter, checkpoint, candidates=specs, rule=Rule(dense_steps=1.0)).state
+    plan = baseline_plan_of(state, "svg", 0.7, 0.5)
+    assert [stage.until for stage in plan.stages] == [0.5, 1.0]
+    assert {n for row in plan.stages[0].layers for n in row} == {"full"}
+    assert {n for row in plan.stages[1].layers for n in row} <= {"spatial", "temporal"}
+    assert plan.provenance["density"] <= 0.7
+    with pytest.raises(SvditError, match=r"search state: got other candidates; expected those of svg at density 0\.8"):
+        baseline_plan_of(state, "svg", 0.8, 0.5)
 
 
 def test_sampling_query_tiles_changes_errors_only_a_little(adapter, checkpoint, found):

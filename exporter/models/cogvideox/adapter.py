@@ -1,4 +1,4 @@
-"""CogVideoX1.5 text-to-video for the exporter, the runners and the search."""
+"""CogVideoX1.5, text-to-video and image-to-video, for the exporter, the runners and the search."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from pathlib import Path
 from svdit.exporter.models.base import Sampling
 from svdit.exporter.models.cogvideox.config import DEFAULT_TILE, PUBLISHED, REFERENCE_LATENT
 from svdit.exporter.models.transformer import Parts, TransformerAdapter
+from svdit.plans.bundle import TensorSpec
 from svdit.plans.errors import complain
+from svdit.plans.fields import array, integer
 from svdit.plans.geometry import Geometry
 
 
 class CogVideoXAdapter(TransformerAdapter):
-    """A diffusers CogVideoXPipeline folder, or its transformer folder alone."""
+    """A folder of diffusers' CogVideoXPipeline or CogVideoXImageToVideoPipeline, or its transformer folder alone."""
 
     name = "cogvideox1.5"
     published = PUBLISHED
     tile = DEFAULT_TILE
     latent = REFERENCE_LATENT
+    pads_frames = True
 
     def parts(self) -> Parts:
         from svdit.exporter.models.cogvideox.model import CogVideoXDenoiser, constants
@@ -26,9 +29,18 @@ class CogVideoXAdapter(TransformerAdapter):
 
         return Parts(CogVideoXDenoiser, constants, stored_shapes)
 
+    def vae_factors(self, config: dict) -> tuple[int, int, int]:
+        side = 2 ** (len(array(config.get("block_out_channels", [0] * 4), "block_out_channels", "widths")) - 1)
+        return integer(config.get("temporal_compression_ratio", 4), "temporal_compression_ratio", low=1), side, side
+
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:
         config = self.config(checkpoint)
         return config.max_text_seq_length, config.text_embed_dim
+
+    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int) -> tuple[TensorSpec, ...]:
+        """The common four and, for image-to-video, ofs."""
+        ofs = () if self.config(checkpoint).ofs_embed_dim is None else (TensorSpec("ofs", "float32", (batch,)),)
+        return (*super().inputs(checkpoint, geometry, batch), *ofs)
 
     def check_geometry(self, checkpoint: Path, geometry: Geometry) -> None:
         super().check_geometry(checkpoint, geometry)

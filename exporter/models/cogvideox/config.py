@@ -17,14 +17,15 @@ TIME_PERIOD = 10_000.0
 REFERENCE_LATENT = (22, 96, 170)
 """Latent frames, rows and columns of the reference video, 81 x 768 x 1360: 21 frames and one of padding."""
 DEFAULT_TILE = (1, 8, 16)
-SUPPORTED = "text-to-video CogVideoX1.5 is supported"
+SUPPORTED = "CogVideoX1.5 is supported"
 
 
 @dataclass(frozen=True)
 class CogVideoXConfig(TransformerConfig):
-    """The constructor arguments of diffusers' CogVideoXTransformer3DModel, in the text-to-video form of 1.5.
+    """The constructor arguments of diffusers' CogVideoXTransformer3DModel, in the forms of 1.5.
 
     The defaults are those of the class, which are CogVideoX 1.0 and so refused: PUBLISHED has what 1.5 needs.
+    Image-to-video has an `ofs_embed_dim`.
     """
 
     class_name: ClassVar[str] = "CogVideoXTransformer3DModel"
@@ -61,8 +62,6 @@ class CogVideoXConfig(TransformerConfig):
     def __post_init__(self) -> None:
         if self.patch_size_t is None:
             raise complain("patch_size_t", "null, which is CogVideoX 1.0", "patches in time", SUPPORTED)
-        if self.ofs_embed_dim is not None:
-            raise complain("ofs_embed_dim", f"{shown(self.ofs_embed_dim)}, which is image-to-video", "null", SUPPORTED)
         for name in (
             "num_attention_heads",
             "attention_head_dim",
@@ -78,8 +77,12 @@ class CogVideoXConfig(TransformerConfig):
             "max_text_seq_length",
         ):
             integer(getattr(self, name), name, low=1)
-        if self.in_channels != self.out_channels:
-            raise complain("in_channels", self.in_channels, f"out_channels, {self.out_channels}", SUPPORTED)
+        if self.ofs_embed_dim is None and self.in_channels != self.out_channels:
+            hint = "more channels go with ofs_embed_dim, image-to-video"
+            raise complain("in_channels", self.in_channels, f"out_channels, {self.out_channels}", hint)
+        if self.ofs_embed_dim not in (None, self.time_embed_dim):
+            expected = f"null or time_embed_dim, {self.time_embed_dim}"
+            raise complain("ofs_embed_dim", shown(self.ofs_embed_dim), expected, "the two are added")
         if self.attention_head_dim % 16:
             raise complain("attention_head_dim", self.attention_head_dim, "a multiple of 16, so that RoPE has pairs")
         boolean(self.flip_sin_to_cos, "flip_sin_to_cos")

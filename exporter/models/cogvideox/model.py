@@ -34,15 +34,24 @@ if TYPE_CHECKING:
 def constants(config: CogVideoXConfig, tiling: Tiling) -> dict[str, np.ndarray]:
     """Values of the denoiser's buffers, by buffer name."""
     cos, sin = rope_tables(config, tiling)
-    half = config.width // 2
-    exponent = -math.log(TIME_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - config.freq_shift)
+    ofs = {}
+    if config.ofs_embed_dim is not None:
+        ofs["ofs_frequencies"] = frequencies(config, config.ofs_embed_dim)
     return {
         "order": tiling.order,
         "inverse": tiling.inverse,
         "rope_cos": cos,
         "rope_sin": sin,
-        "frequencies": torch.exp(exponent).numpy(),
+        "frequencies": frequencies(config, config.width),
+        **ofs,
     }
+
+
+def frequencies(config: CogVideoXConfig, channels: int) -> np.ndarray:
+    """float32 [channels / 2], of the sines and cosines that embed one number."""
+    half = channels // 2
+    exponent = -math.log(TIME_PERIOD) * torch.arange(half, dtype=torch.float32) / (half - config.freq_shift)
+    return torch.exp(exponent).numpy()
 
 
 def rope_tables(config: CogVideoXConfig, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
@@ -75,11 +84,11 @@ class PatchEmbed(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids [B, C] to the time embedding [B, T]."""
+    """Sinusoids [B, `wide_in`] to the time embedding [B, T]."""
 
-    def __init__(self, config: CogVideoXConfig) -> None:
+    def __init__(self, config: CogVideoXConfig, wide_in: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(config.width, config.time_embed_dim)
+        self.linear_1 = nn.Linear(wide_in, config.time_embed_dim)
         self.linear_2 = nn.Linear(config.time_embed_dim, config.time_embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,6 +187,8 @@ class OutputNorm(nn.Module):
 class CogVideoXDenoiser(nn.Module):
     """hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states [B, L, E], stage int32 [1] -> [B, C, f, h, w].
 
+    Image-to-video models take ofs [B] besides, and twice the channels they give: latents and those of the first frame.
+
     NOTE diffusers' class has [B, f, C, h, w] on both sides: swap axes 1 and 2 of what its pipeline passes.
     Input and output are float32; `dtype` is what everything else computes in. `attention` may be replaced.
     """
@@ -190,7 +201,12 @@ class CogVideoXDenoiser(nn.Module):
         self.attention = attention
         geometry, half = tiling.geometry, config.attention_head_dim // 2
         self.patch_embed = PatchEmbed(config)
-        self.time_embedding = TimeEmbedding(config)
+        self.time_embedding = TimeEmbedding(config, config.width)
+        self.ofs_embedding = None
+        if config.ofs_embed_dim is not None:
+            self.ofs_embedding = TimeEmbedding(config, config.ofs_embed_dim)
+            half_ofs = torch.empty(config.ofs_embed_dim // 2)
+            self.register_buffer("ofs_frequencies", half_ofs, persistent=False)
         self.transformer_blocks = nn.ModuleList([Block(config, i) for i in range(config.num_layers)])
         self.norm_final = nn.LayerNorm(config.width, config.norm_eps)
         self.norm_out = OutputNorm(config)
@@ -201,9 +217,18 @@ class CogVideoXDenoiser(nn.Module):
         self.register_buffer("rope_sin", torch.empty(1, geometry.tokens, 1, half), persistent=False)
         self.register_buffer("frequencies", torch.empty(config.width // 2), persistent=False)
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, stage: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        stage: Tensor,
+        ofs: Tensor | None = None,
+    ) -> Tensor:
         text_len = torch.full_like(timestep, self.config.max_text_seq_length, dtype=torch.int32)
-        time = self.time_embedding(self.sinusoids(timestep).to(self.dtype))
+        time = self.time_embedding(self.sinusoids(timestep, self.frequencies).to(self.dtype))
+        if ofs is not None:
+            time = time + self.ofs_embedding(self.sinusoids(ofs, self.ofs_frequencies).to(self.dtype))
         patches = permute_tokens(patches_of(hidden_states.to(self.dtype), self.grid, self.config.patch), self.order)
         text, video = self.patch_embed(encoder_hidden_states.to(self.dtype), patches)
         rope = (self.rope_cos, self.rope_sin)
@@ -212,8 +237,8 @@ class CogVideoXDenoiser(nn.Module):
         out = self.proj_out(self.norm_out(self.norm_final(video), time))
         return video_of(permute_tokens(out, self.inverse), self.grid, self.config.patch).float()
 
-    def sinusoids(self, timestep: Tensor) -> Tensor:
-        """timestep [B] to float32 [B, C]."""
-        angle = timestep.float()[:, None] * self.frequencies[None]
+    def sinusoids(self, x: Tensor, frequencies: Tensor) -> Tensor:
+        """x [B] times the frequencies [F] to float32 [B, 2 F]."""
+        angle = x.float()[:, None] * frequencies[None]
         parts = (angle.cos(), angle.sin()) if self.config.flip_sin_to_cos else (angle.sin(), angle.cos())
         return torch.cat(parts, dim=-1)

@@ -13,12 +13,13 @@ from svdit.plans.geometry import Geometry
 
 
 class HunyuanAdapter(TransformerAdapter):
-    """A diffusers HunyuanVideoPipeline folder, or its transformer folder alone."""
+    """A folder of HunyuanVideoPipeline or HunyuanVideoImageToVideoPipeline, or its transformer folder alone."""
 
     name = "hunyuan"
     published = HunyuanConfig()
     tile = DEFAULT_TILE
     latent = REFERENCE_LATENT
+    vae_keys = ("temporal_compression_ratio", "spatial_compression_ratio")
     fixed_geometry = ("layers", "heads", "head_dim", "text_position")
     """Text tokens are the plan's choice: the pipeline can be told another number than its own 256."""
 

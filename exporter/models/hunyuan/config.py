@@ -21,12 +21,15 @@ REFERENCE_LATENT = (33, 90, 160)
 """Latent frames, rows and columns of the reference video, 129 x 720 x 1280."""
 TEXT_TOKENS = 256
 """Prompt tokens that HunyuanVideo's pipeline passes, padding included."""
+TOKEN_REPLACE = "token_replace"
+"""Image-to-video whose first frame is given and so modulated as at time 0."""
+IMAGE_CONDITIONS = (None, "latent_concat", TOKEN_REPLACE)
 DEFAULT_TILE = (1, 8, 16)
 
 
 @dataclass(frozen=True)
 class HunyuanConfig(TransformerConfig):
-    """The constructor arguments of diffusers' HunyuanVideoTransformer3DModel; `token_replace` is refused."""
+    """The constructor arguments of diffusers' HunyuanVideoTransformer3DModel."""
 
     class_name: ClassVar[str] = "HunyuanVideoTransformer3DModel"
     in_channels: int = 16
@@ -76,13 +79,9 @@ class HunyuanConfig(TransformerConfig):
         if sum(self.rope_axes_dim) != self.attention_head_dim:
             expected = f"attention_head_dim, {self.attention_head_dim}, as the sum"
             raise complain("rope_axes_dim", list(self.rope_axes_dim), expected)
-        if self.image_condition_type not in (None, "latent_concat"):
-            raise complain(
-                "image_condition_type",
-                shown(self.image_condition_type),
-                'null or "latent_concat"',
-                "models that replace the first frame's tokens are not supported",
-            )
+        if self.image_condition_type not in IMAGE_CONDITIONS:
+            expected = "one of " + ", ".join(map(shown, IMAGE_CONDITIONS))
+            raise complain("image_condition_type", shown(self.image_condition_type), expected)
 
     @property
     def width(self) -> int:

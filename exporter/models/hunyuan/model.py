@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from svdit.exporter.models.hunyuan.config import EPS, TIME_CHANNELS, HunyuanConfig
+from svdit.exporter.models.hunyuan.config import EPS, TIME_CHANNELS, TOKEN_REPLACE, HunyuanConfig
 from svdit.exporter.models.hunyuan.text import TextRefiner, TwoLayers, wave
 from svdit.exporter.models.layers import FeedForward, RMSNorm, apply_rope
 from svdit.exporter.token_order import patches_of, permute_tokens, video_of
@@ -28,6 +28,9 @@ from svdit.exporter.token_order import patches_of, permute_tokens, video_of
 if TYPE_CHECKING:
     from svdit.exporter.models.base import AttentionFn
     from svdit.plans.tiles import Tiling
+
+    Still = tuple[Tensor, Tensor]
+    """A condition [B, C], and which tokens have it: bool [1, tokens, 1]."""
 
 
 def constants(config: HunyuanConfig, tiling: Tiling) -> dict[str, np.ndarray]:
@@ -41,7 +44,18 @@ def constants(config: HunyuanConfig, tiling: Tiling) -> dict[str, np.ndarray]:
         "rope_cos": cos,
         "rope_sin": sin,
         "frequencies": torch.exp(exponent).numpy(),
+        **first_frame(config, tiling),
     }
+
+
+def first_frame(config: HunyuanConfig, tiling: Tiling) -> dict[str, np.ndarray]:
+    """bool [1, V, 1] and [1, N, 1]: which tokens are the first frame's, in models that replace them."""
+    if config.image_condition_type != TOKEN_REPLACE:
+        return {}
+    _, h, w = tiling.geometry.grid
+    video = tiling.order < h * w
+    joint = np.concatenate([video, np.zeros(tiling.geometry.text_tokens, dtype=bool)])
+    return {"first_video": video[None, :, None], "first_joint": joint[None, :, None]}
 
 
 def rope_tables(config: HunyuanConfig, tiling: Tiling) -> tuple[np.ndarray, np.ndarray]:
@@ -57,9 +71,9 @@ def rope_tables(config: HunyuanConfig, tiling: Tiling) -> tuple[np.ndarray, np.n
 
 
 def normalised(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer normalisation without weights, in float32, then scale and shift [B, C] in the type of x [B, tokens, C]."""
+    """Layer normalisation without weights, in float32, then scale and shift [B, 1 or tokens, C] in the type of x."""
     normed = functional.layer_norm(x.float(), x.shape[-1:], None, None, EPS).to(x.dtype)
-    return normed * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    return normed * (1 + scale) + shift
 
 
 class Modulation(nn.Module):
@@ -70,9 +84,16 @@ class Modulation(nn.Module):
         self.count = count
         self.linear = nn.Linear(width, count * width)
 
-    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """`count` tensors [B, C]."""
-        return self.linear(functional.silu(condition)).chunk(self.count, dim=1)
+    def forward(self, condition: Tensor, still: Still | None = None) -> tuple[Tensor, ...]:
+        """`count` tensors [B, 1, C], or [B, tokens, C] where some tokens have another condition, `still`."""
+        parts = self._parts(condition)
+        if still is None:
+            return parts
+        other, chosen = still
+        return tuple(torch.where(chosen, b, a) for a, b in zip(parts, self._parts(other), strict=True))
+
+    def _parts(self, condition: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(functional.silu(condition)).unsqueeze(1).chunk(self.count, dim=2)
 
 
 class Attention(nn.Module):
@@ -150,15 +171,17 @@ class DoubleBlock(nn.Module):
         self.ff = FeedForward(config.width, config.mlp_width)
         self.ff_context = FeedForward(config.width, config.mlp_width)
 
-    def forward(self, x: Tensor, text: Tensor, condition: Tensor, *joint: object) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, text: Tensor, condition: Tensor, still: Still | None, *joint: object
+    ) -> tuple[Tensor, Tensor]:
         """x [B, V, C], text [B, L, C], condition [B, C]; `joint` is what the attention takes besides."""
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.norm1(condition)
+        shift, scale, gate, ff_shift, ff_scale, ff_gate = self.norm1(condition, still)
         t_shift, t_scale, t_gate, t_ff_shift, t_ff_scale, t_ff_gate = self.norm1_context(condition)
         attended, t_attended = self.attn(normalised(x, shift, scale), normalised(text, t_shift, t_scale), *joint)
-        x = x + attended * gate.unsqueeze(1)
-        text = text + t_attended * t_gate.unsqueeze(1)
-        x = x + self.ff(normalised(x, ff_shift, ff_scale)) * ff_gate.unsqueeze(1)
-        text = text + self.ff_context(normalised(text, t_ff_shift, t_ff_scale)) * t_ff_gate.unsqueeze(1)
+        x = x + attended * gate
+        text = text + t_attended * t_gate
+        x = x + self.ff(normalised(x, ff_shift, ff_scale)) * ff_gate
+        text = text + self.ff_context(normalised(text, t_ff_shift, t_ff_scale)) * t_ff_gate
         return x, text
 
 
@@ -172,17 +195,17 @@ class SingleBlock(nn.Module):
         self.proj_mlp = nn.Linear(config.width, config.mlp_width)
         self.proj_out = nn.Linear(config.width + config.mlp_width, config.width)
 
-    def forward(self, x: Tensor, condition: Tensor, *joint: object) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, still: Still | None, *joint: object) -> Tensor:
         """x [B, N, C], condition [B, C]; `joint` is what the attention takes besides."""
-        shift, scale, gate = self.norm(condition)
+        shift, scale, gate = self.norm(condition, still)
         normed = normalised(x, shift, scale)
         inner = functional.gelu(self.proj_mlp(normed), approximate="tanh")
         both = torch.cat([self.attn(normed, *joint), inner], dim=2)
-        return x + self.proj_out(both) * gate.unsqueeze(1)
+        return x + self.proj_out(both) * gate
 
 
 class Condition(nn.Module):
-    """Time step, pooled prompt and, in distilled models, guidance scale to one vector."""
+    """Time step, pooled prompt and, in distilled models, guidance scale, where one is given, to one vector."""
 
     def __init__(self, config: HunyuanConfig) -> None:
         super().__init__()
@@ -193,7 +216,7 @@ class Condition(nn.Module):
     def forward(self, time: Tensor, pooled: Tensor, guidance: Tensor | None) -> Tensor:
         """time and guidance [B, 256] (waves), pooled [B, pooled width], to [B, C]."""
         condition = self.timestep_embedder(time)
-        if self.guidance_embedder is not None:
+        if self.guidance_embedder is not None and guidance is not None:
             condition = condition + self.guidance_embedder(guidance)
         return condition + self.text_embedder(pooled)
 
@@ -233,6 +256,9 @@ class HunyuanDenoiser(nn.Module):
         self.register_buffer("rope_cos", torch.empty(1, tokens, 1, half), persistent=False)
         self.register_buffer("rope_sin", torch.empty(1, tokens, 1, half), persistent=False)
         self.register_buffer("frequencies", torch.empty(TIME_CHANNELS // 2), persistent=False)
+        if config.image_condition_type == TOKEN_REPLACE:
+            for name, count in (("first_video", video_tokens), ("first_joint", tokens)):
+                self.register_buffer(name, torch.empty(1, count, 1, dtype=torch.bool), persistent=False)
 
     def forward(
         self,
@@ -247,16 +273,22 @@ class HunyuanDenoiser(nn.Module):
         text_len = encoder_attention_mask.sum(dim=1, dtype=torch.int32)
         time = wave(timestep, self.frequencies).to(self.dtype)
         scale = None if guidance is None else wave(guidance, self.frequencies).to(self.dtype)
-        condition = self.time_text_embed(time, pooled_projections.to(self.dtype), scale)
+        pooled = pooled_projections.to(self.dtype)
+        condition = self.time_text_embed(time, pooled, scale)
+        still_video = still_joint = None
+        if self.config.image_condition_type == TOKEN_REPLACE:
+            start = wave(torch.zeros_like(timestep), self.frequencies).to(self.dtype)
+            still = self.time_text_embed(start, pooled, None)
+            still_video, still_joint = (still, self.first_video), (still, self.first_joint)
         text = self.context_embedder(encoder_hidden_states.to(self.dtype), time, encoder_attention_mask)
         x = permute_tokens(patches_of(hidden_states.to(self.dtype), self.grid, self.config.patch), self.order)
         x = self.x_embedder["proj"](x)
         joint = ((self.rope_cos, self.rope_sin), self.attention, stage, text_len)
         for block in self.transformer_blocks:
-            x, text = block(x, text, condition, *joint)
+            x, text = block(x, text, condition, still_video, *joint)
         x = torch.cat([x, text], dim=1)
         for block in self.single_transformer_blocks:
-            x = block(x, condition, *joint)
+            x = block(x, condition, still_joint, *joint)
         x = x.split([self.order.shape[0], self.text_tokens], dim=1)[0]
         scale, shift = self.norm_out(condition)
         x = self.proj_out(normalised(x, shift, scale))

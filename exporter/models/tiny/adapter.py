@@ -26,6 +26,7 @@ class TinyAdapter(WanAdapter):
     name = "tiny"
     published = PUBLISHED
     tile = DEFAULT_TILE
+    factors = (1, 1, 1)
 
     def packaged_checkpoint(self) -> Path | None:
         return Path(__file__).with_name("checkpoint")

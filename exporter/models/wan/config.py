@@ -16,12 +16,14 @@ REFERENCE_LATENT = (21, 90, 160)
 """Latent frames, rows and columns of the reference video, 81 x 720 x 1280."""
 TEXT_TOKENS = 512
 """Prompt tokens that Wan's pipeline passes to cross-attention, padding included."""
+IMAGE_TOKENS = 257
+"""Tokens of the first frame that image-to-video models see in cross-attention: CLIP's."""
 DEFAULT_TILE = (1, 8, 16)
 
 
 @dataclass(frozen=True)
 class WanConfig(TransformerConfig):
-    """The constructor arguments of diffusers' WanTransformer3DModel, text-to-video only."""
+    """The constructor arguments of diffusers' WanTransformer3DModel; image-to-video models have an `image_dim`."""
 
     class_name: ClassVar[str] = "WanTransformer3DModel"
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -64,11 +66,17 @@ class WanConfig(TransformerConfig):
             raise complain("eps", self.eps, "a positive number")
         if self.qk_norm != QK_NORM:
             raise complain("qk_norm", shown(self.qk_norm), shown(QK_NORM))
-        for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
-            if getattr(self, name) is not None:
-                raise complain(name, shown(getattr(self, name)), "null", "only text-to-video Wan is supported")
-        if self.in_channels != self.out_channels:
-            raise complain("in_channels", self.in_channels, f"out_channels, {self.out_channels}")
+        if self.pos_embed_seq_len is not None:
+            hint = "models of a first and a last frame are not supported"
+            raise complain("pos_embed_seq_len", shown(self.pos_embed_seq_len), "null", hint)
+        if self.image_dim is not None:
+            integer(self.image_dim, "image_dim", low=1)
+        expected = None if self.image_dim is None else self.width
+        if self.added_kv_proj_dim != expected:
+            hint = "null for text-to-video, the width for image-to-video"
+            raise complain("added_kv_proj_dim", shown(self.added_kv_proj_dim), shown(expected), hint)
+        if self.in_channels != self.out_channels and self.image_dim is None:
+            raise complain("in_channels", self.in_channels, f"out_channels, {self.out_channels}, without image_dim")
 
     @property
     def patch(self) -> tuple[int, int, int]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from svdit.exporter.models.base import AttentionFn
     from svdit.plans.tiles import Tiling
 
+IMAGE_EPS = 1e-5
+"""Of the norms around the image's tokens."""
+
 
 def constants(config: WanConfig, tiling: Tiling) -> dict[str, np.ndarray]:
     """Values of the denoiser's buffers, by buffer name."""
@@ -102,15 +105,29 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Video tokens attend to the text: N x L, always dense."""
+    """Video tokens attend to the text, and on their own to the image where there is one: N x L, always dense."""
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__(config)
+        if config.image_dim is not None:
+            self.add_k_proj = nn.Linear(config.width, config.width)
+            self.add_v_proj = nn.Linear(config.width, config.width)
+            self.norm_added_k = RMSNorm(config.width, config.eps)
+
+    def forward(self, x: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in self.project(x, text))
-        if torch.compiler.is_exporting():  # a plainer graph than the exporter's own expansion
-            out = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
-        else:
-            out = functional.scaled_dot_product_attention(q, k, v)
+        out = self.attend(q, k, v)
+        if image is not None:
+            pair = self.norm_added_k(self.add_k_proj(image)), self.add_v_proj(image)
+            out = out + self.attend(q, *(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in pair))
         return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [B, H, tokens, D]."""
+        if torch.compiler.is_exporting():  # a plainer graph than the exporter's own expansion
+            return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
+        return functional.scaled_dot_product_attention(q, k, v)
 
 
 class Block(nn.Module):
@@ -131,6 +148,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         text: Tensor,
+        image: Tensor | None,
         modulation: Tensor,
         rope: tuple[Tensor, Tensor],
         attention: AttentionFn,
@@ -142,7 +160,7 @@ class Block(nn.Module):
         normed = (self.norm1(x) * (1 + scale) + shift).to(x.dtype)
         attended = self.attn1(normed, rope, attention, self.layer, stage, text_len)
         x = (x.float() + attended.float() * gate).to(x.dtype)
-        x = x + self.attn2(self.norm2(x.float()).to(x.dtype), text)
+        x = x + self.attn2(self.norm2(x.float()).to(x.dtype), text, image)
         normed = (self.norm3(x) * (1 + ff_scale) + ff_shift).to(x.dtype)
         return (x.float() + self.ffn(normed).float() * ff_gate).to(x.dtype)
 
@@ -160,14 +178,32 @@ class TwoLayers(nn.Module):
         return self.linear_2(self.activation(self.linear_1(x)))
 
 
+class ImageEmbedder(nn.Module):
+    """CLIP's tokens of the first frame [B, I, E] to the width of the blocks."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.image_dim, IMAGE_EPS, affine=True)
+        first = nn.ModuleDict({"proj": nn.Linear(config.image_dim, config.image_dim)})
+        inner = nn.ModuleList([first, nn.Identity(), nn.Linear(config.image_dim, config.width)])
+        self.ff = nn.ModuleDict({"net": inner})
+        self.norm2 = LayerNorm(config.width, IMAGE_EPS, affine=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        net = self.ff["net"]
+        x = net[2](functional.gelu(net[0]["proj"](self.norm1(image).to(image.dtype))))
+        return self.norm2(x).to(x.dtype)
+
+
 class ConditionEmbedder(nn.Module):
-    """Time step and text to the width of the blocks."""
+    """Time step, text and, in image-to-video models, the first frame to the width of the blocks."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.time_embedder = TwoLayers(config.freq_dim, config.width, nn.SiLU())
         self.time_proj = nn.Linear(config.width, 6 * config.width)
         self.text_embedder = TwoLayers(config.text_dim, config.width, nn.GELU(approximate="tanh"))
+        self.image_embedder = None if config.image_dim is None else ImageEmbedder(config)
         self.register_buffer("frequencies", torch.empty(config.freq_dim // 2), persistent=False)
 
     def forward(self, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,6 +217,8 @@ class ConditionEmbedder(nn.Module):
 class WanDenoiser(nn.Module):
     """hidden_states [B, C, f, h, w], timestep [B], encoder_hidden_states [B, L, E], stage int32 [1] -> [B, C, f, h, w].
 
+    Image-to-video models take encoder_hidden_states_image [B, 257, image width] besides, and more channels than they
+    give: latents, mask and the latents of the first frame.
     Input and output are float32; `dtype` is what the blocks compute in. `attention` may be replaced.
     """
 
@@ -203,13 +241,23 @@ class WanDenoiser(nn.Module):
         self.register_buffer("rope_cos", torch.empty(1, tokens, 1, half), persistent=False)
         self.register_buffer("rope_sin", torch.empty(1, tokens, 1, half), persistent=False)
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, stage: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        stage: Tensor,
+        encoder_hidden_states_image: Tensor | None = None,
+    ) -> Tensor:
         text_len = torch.zeros_like(timestep, dtype=torch.int32)
         time, modulation, text = self.condition_embedder(timestep, encoder_hidden_states.to(self.dtype))
+        image = None
+        if encoder_hidden_states_image is not None:
+            image = self.condition_embedder.image_embedder(encoder_hidden_states_image.to(self.dtype))
         x = permute_tokens(patches_of(hidden_states.to(self.dtype), self.grid, self.config.patch), self.order)
         x = self.patch_embedding(x)
         for block in self.blocks:
-            x = block(x, text, modulation, (self.rope_cos, self.rope_sin), self.attention, stage, text_len)
+            x = block(x, text, image, modulation, (self.rope_cos, self.rope_sin), self.attention, stage, text_len)
         shift, scale = (self.scale_shift_table.float() + time.float().unsqueeze(1)).chunk(2, 1)
         x = self.proj_out((self.norm_out(x) * (1 + scale) + shift).to(x.dtype))
         return video_of(permute_tokens(x, self.inverse), self.grid, self.config.patch, channels_first=False).float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from svdit.exporter.models.wan.config import WanConfig
 
-KEEP_FLOAT32 = ("condition_embedder.time_embedder.", "scale_shift_table", "norm2.")
+KEEP_FLOAT32 = ("condition_embedder.time_embedder.", "scale_shift_table", "norm1.", "norm2.")
 """Parts of parameter names that stay float32 in half precision, as in diffusers."""
 
 

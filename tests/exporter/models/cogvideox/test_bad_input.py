@@ -40,17 +40,17 @@ def edit_weights(folder, change):
 CONFIGS = {
     "1.0": (
         {"patch_size_t": None},
-        r"\$\.patch_size_t: got null, which is CogVideoX 1\.0; expected .*; text-to-video CogVideoX1\.5 is supported",
+        r"\$\.patch_size_t: got null, which is CogVideoX 1\.0; expected .*; CogVideoX1\.5 is supported",
     ),
     "1.0, key left out": ({"patch_size_t": ...}, r"patch_size_t: got null, which is CogVideoX 1\.0"),
     "I2V ofs": (
         {"ofs_embed_dim": 512},
-        r"\$\.ofs_embed_dim: got 512, which is image-to-video; expected null; text-to-video CogVideoX1\.5 is supported",
+        r"\$\.ofs_embed_dim: got 512; expected null or time_embed_dim, 24; the two are added",
     ),
-    "I2V channels": ({"in_channels": 8}, r"\$\.in_channels: got 8; expected out_channels, 4; text-to-video"),
+    "I2V channels": ({"in_channels": 8}, r"\$\.in_channels: got 8; expected out_channels, 4; more channels"),
     "another class": (
         {"_class_name": "WanTransformer3DModel"},
-        r'\$\._class_name: got "WanTransformer3DModel"; expected "CogVideoXTransformer3DModel"; text-to-video',
+        r'\$\._class_name: got "WanTransformer3DModel"; expected "CogVideoXTransformer3DModel"; CogVideoX1',
     ),
     "no RoPE": (
         {"use_rotary_positional_embeddings": False},

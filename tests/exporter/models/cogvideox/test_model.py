@@ -48,17 +48,17 @@ def pipeline_rope(transformer, latent):
 
 def theirs(folder, feed):
     """diffusers' output for [B, C, f, h, w] latents, in the same order of axes."""
-    video, timestep, text = feed
+    video, timestep, text, *ofs = feed
     model = CogVideoXTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    rope = pipeline_rope(model, video.shape[2:])
+    options = {"image_rotary_emb": pipeline_rope(model, video.shape[2:]), "ofs": ofs[0] if ofs else None}
     with torch.no_grad():
-        out = model(video.transpose(1, 2), text, timestep, image_rotary_emb=rope, return_dict=False)[0]
+        out = model(video.transpose(1, 2), text, timestep, **options, return_dict=False)[0]
     return out.transpose(1, 2)
 
 
 def ours(folder, tiling, feed, attention=dense, dtype="float32"):
     with torch.no_grad():
-        return MODEL.denoiser(folder, tiling, attention, dtype=dtype)(*feed, STAGE)
+        return MODEL.denoiser(folder, tiling, attention, dtype=dtype)(*feed[:3], STAGE, *feed[3:])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,19 @@ def test_other_configs_equal_diffusers(make, changes):
     )
     feed = inputs(folder, geometry)
     assert rel_l2(ours(folder, Tiling(geometry, (1, 2, 4)), feed), theirs(folder, feed)) <= 1e-5
+
+
+def test_image_to_video_equals_diffusers(make):
+    folder = make(in_channels=8, ofs_embed_dim=24)
+    geometry = geometry_of(GRID)
+    specs = MODEL.inputs(folder, geometry, 2)
+    assert (specs[-1].name, specs[-1].shape) == ("ofs", (2,))
+    feed = (*inputs(folder, geometry), torch.tensor([2.0, 3.0]))
+    want = theirs(folder, feed)
+    got = ours(folder, Tiling(geometry, (1, 2, 4)), feed)
+    assert feed[0].shape[1] == 8 and got.shape[1] == 4
+    assert rel_l2(got, want) <= 1e-5
+    assert rel_l2(ours(folder, Tiling(geometry, (1, 2, 4)), (*feed[:3], feed[3] + 1)), want) > 1e-3
 
 
 def test_sharded_half_precision_checkpoint_equals_diffusers(make):

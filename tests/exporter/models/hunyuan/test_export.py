@@ -238,8 +238,8 @@ BAD = {
         r"18 unknown key\(s\): \+context_embedder.token_refiner.refiner_blocks.1.attn.*; expected exactly",
     ),
     "token replace": (
-        lambda f: edit(f, image_condition_type="token_replace"),
-        r'image_condition_type: got "token_replace"; expected null or "latent_concat"',
+        lambda f: edit(f, image_condition_type="both"),
+        r'image_condition_type: got "both"; expected one of null, "latent_concat", "token_replace"',
     ),
     "norm": (lambda f: edit(f, qk_norm="layer_norm"), r'qk_norm: got "layer_norm"; expected "rms_norm"'),
     "rope": (

@@ -67,6 +67,23 @@ def test_without_cross_attention_norm_and_with_temporal_patches(tmp_path):
     assert rel_l2(got, theirs(folder, feed)) <= 1e-5
 
 
+def test_image_to_video_equals_diffusers(tmp_path):
+    folder = checkpoints.save_wan(tmp_path / "w", **checkpoints.WAN_I2V)
+    geometry = Geometry((3, 5, 7), 0, "none", 2, 3, 64)
+    model = adapter("wan2.1")
+    specs = model.inputs(folder, geometry, 2)
+    assert (specs[-1].name, specs[-1].shape) == ("encoder_hidden_states_image", (2, 257, 20))
+    assert model.latent_shape(geometry, folder)[0] == 36 and model.output_shape(geometry, folder)[0] == 16
+    feed = inputs((36, 3, 10, 14), (512, 48))  # diffusers tells text from image by a length of 512
+    image = torch.randn(2, 257, 20, generator=torch.Generator().manual_seed(8))
+    want = theirs(folder, (*feed, image))
+    with torch.no_grad():
+        denoiser = model.denoiser(folder, Tiling(geometry, (1, 2, 4)), dense)
+        got, other = (denoiser(*feed, STAGE, x) for x in (image, -image))
+    assert got.shape == want.shape and rel_l2(got, want) <= 1e-5
+    assert rel_l2(other, want) > 1e-3
+
+
 def test_a_full_plan_through_the_operator_equals_dense(tiny_checkpoint):
     model = adapter("tiny")
     geometry = model.geometry(tiny_checkpoint)

@@ -1,0 +1,242 @@
+"""ONNX Runtime's CUDA provider: the graph of a plugin bundle on fixed addresses, replayed as one CUDA graph.
+
+Inputs and outputs are torch tensors whose addresses are bound once, `stage` among them. Torch and the session work on
+one stream each, and each waits for the other on the device: nothing here waits on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svdit.plans.bundle import Bundle, TensorSpec
+from svdit.plans.errors import complain
+from svdit.runtime.layers import layer_specs, marked_graph
+from svdit.runtime.ort_runner import WEIGHTS_FOLDER
+from svdit.runtime.runner import Runner, need
+from svdit.trt_plugins import onnxruntime_library
+
+if TYPE_CHECKING:
+    import torch
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+BUILD = "build it: scripts/build_kernels.sh with ONNXRUNTIME_ROOT set (docs/onnxruntime.md)"
+
+
+class OrtCudaRunner(Runner):
+    """Runs the one graph of a plugin bundle in half precision on one GPU.
+
+    index       number of the GPU
+    cuda_graph  capture the graph at the first call and replay it from then on
+
+    `infer` takes and gives arrays on the host, `infer_tensors` tensors on the GPU.
+    """
+
+    backend = "onnxrt-cuda"
+
+    def __init__(self, bundle: Bundle, *, index: int = 0, cuda_graph: bool = True) -> None:
+        manifest = bundle.manifest
+        check_bundle(bundle)
+        super().__init__("onnxrt-cuda:plugin", manifest.inputs, manifest.outputs, len(bundle.plan.stages))
+        self.bundle, self.cuda_graph = bundle, cuda_graph
+        self.tensor_device = f"cuda:{index}"
+        self._marked = False
+        self._graph: BoundGraph | None = None
+
+    def mark_layers(self) -> None:
+        """Before activation: let `infer` return every attention layer's output too."""
+        self._marked = True
+        self.outputs = (*self.outputs, *layer_specs(self.bundle))
+
+    def _activate(self) -> None:
+        require_cuda()
+        import torch
+
+        device = torch.device(self.tensor_device)
+        if device.index >= torch.cuda.device_count():
+            raise complain("device", self.tensor_device, f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+        library = onnxruntime_library.find()
+        if library is None:
+            raise complain(onnxruntime_library.FILE_NAME, "no such file", "the library with CUDA kernels inside", BUILD)
+        stream = torch.cuda.Stream(device)
+        options = cuda_options(device.index, stream.cuda_stream, self.cuda_graph)
+        graph = self.bundle.path / self.bundle.manifest.graphs[0].file
+        session = open_session(graph, library, CUDA_PROVIDER, options, marked=self._marked)
+        self._graph = BoundGraph(session, self.bundle.manifest.inputs, self.outputs, device, stream)
+
+    def infer_tensors(self, feed: Mapping[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
+        """Evaluate once on the GPU's own tensors, without waiting; the results are the caller's.
+
+        Raises SvditError for a tensor of another shape.
+        """
+        assert self._graph is not None
+        return self._graph(feed, stage)
+
+    def _infer(self, feed: Mapping[str, np.ndarray], stage: int) -> dict[str, np.ndarray]:
+        import torch
+
+        given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in self.infer_tensors(given, stage).items()}
+
+    def _close(self) -> None:
+        self._graph = None
+
+
+class BoundGraph:
+    """A session whose every input and output has one address for its whole life.
+
+    inputs, outputs  specifications with sizes only, `stage` int32 [1] among the inputs
+    device           where the tensors lie
+    stream           the CUDA stream that the session was made for; None on the CPU
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        device: torch.device,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
+        import onnxruntime as ort
+        import torch
+
+        self._session, self._device, self._stream = session, device, stream
+        self.buffers = {
+            spec.name: torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
+            for spec in (*inputs, *outputs)
+        }
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(device))
+        self._outputs = [spec.name for spec in outputs]
+        self._binding = session.io_binding()
+        for specs, bind in ((inputs, self._binding.bind_input), (outputs, self._binding.bind_output)):
+            for spec in specs:
+                address = self.buffers[spec.name].data_ptr()
+                bind(spec.name, device.type, device.index or 0, np.dtype(spec.dtype), list(spec.shape), address)
+        self._options = ort.RunOptions()
+        # NOTE without this the session waits for its stream at the end of every run.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def __call__(self, feed: Mapping[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
+        """Copy in, run, and copy out to new tensors, all in the order of the caller's stream."""
+        for name, tensor in feed.items():
+            if tensor.shape != self.buffers[name].shape:
+                raise complain(f"{name} shape", tuple(tensor.shape), tuple(self.buffers[name].shape))
+        with self._in_order():
+            for name, tensor in feed.items():
+                self.buffers[name].copy_(tensor)
+            self.buffers["stage"].fill_(stage)
+            self._session.run_with_iobinding(self._binding, self._options)
+            return {name: self.buffers[name].clone() for name in self._outputs}
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """The session's stream as torch's, after what the caller enqueued and before what the caller enqueues next."""
+        if self._stream is None:
+            yield
+            return
+        import torch
+
+        outer = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outer)
+        with torch.cuda.stream(self._stream):
+            yield
+        outer.wait_stream(self._stream)
+
+
+def cuda_options(index: int, stream: int, graph: bool) -> dict[str, str]:
+    """Options of the CUDA provider: its GPU, the address of the stream it works on, whether runs are captured."""
+    return {
+        "device_id": str(index),
+        "user_compute_stream": str(stream),
+        "enable_cuda_graph": str(int(graph)),
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+
+
+def open_session(
+    path: Path, library: Path, provider: str, options: Mapping[str, str], *, marked: bool = False
+) -> Any:
+    """A session of which every node runs on `provider`, with the custom-op library registered.
+
+    `marked` adds the outputs of all attention layers.
+
+    Raises SvditError when the runtime can't do that: it never falls back to another provider.
+    """
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    if provider != "CPUExecutionProvider":
+        # NOTE the runtime would put nodes without a kernel on the CPU; with this it refuses the graph.
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if marked:
+        settings.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    try:
+        settings.register_custom_ops_library(str(library))
+        source = marked_graph(path) if marked else str(path)
+        session = ort.InferenceSession(
+            source, settings, providers=[provider], provider_options=[dict(options)], enable_fallback=0
+        )
+    except Exception as error:  # every failure of this library is an unrelated exception class
+        raise complain(
+            str(path),
+            f"ONNX Runtime: {str(error).splitlines()[0]}",
+            f"a graph that runs on {provider} alone",
+            f"check that {library} was built with CUDA and that ONNX Runtime finds CUDA and cuDNN",
+        ) from error
+    used = session.get_providers()
+    if used[0] != provider:
+        raise complain(str(path), f"a session on {', '.join(used)}", provider, "see ONNX Runtime's CUDA requirements")
+    return session
+
+
+def require_cuda() -> None:
+    """Let ONNX Runtime find CUDA. Raises SvditError unless it has its CUDA provider and torch sees a GPU."""
+    need("onnxruntime", "the backend onnxrt-cuda")
+    need("torch", "the backend onnxrt-cuda")
+    import onnxruntime as ort
+    import torch
+
+    available = ort.get_available_providers()
+    if CUDA_PROVIDER not in available:
+        raise complain(
+            "ONNX Runtime",
+            f"a build with {', '.join(available)}",
+            CUDA_PROVIDER,
+            "pip uninstall onnxruntime, then pip install onnxruntime-gpu; or use --backend onnxrt",
+        )
+    if not torch.cuda.is_available():
+        raise complain("GPU", "none that torch can use", "an NVIDIA GPU and a torch for CUDA", "use --backend onnxrt")
+    ort.preload_dlls()  # CUDA and cuDNN as torch and pip installed them
+
+
+def check_bundle(bundle: Bundle) -> None:
+    """Raise SvditError unless the bundle is one for this backend: plugin, fp16 or bf16."""
+    manifest = bundle.manifest
+    for name, got, wanted in (
+        ("variant", manifest.variant, ("plugin",)),
+        ("precision", manifest.precision, ("fp16", "bf16")),
+    ):
+        if got not in wanted:
+            raise complain(
+                f"{bundle.path}: {name}",
+                repr(got),
+                f"{' or '.join(map(repr, wanted))} for the backend onnxrt-cuda",
+                "export with --variant plugin --precision bf16, or use another backend",
+            )
+
+
+def cuda_runner(bundle: Bundle, device: str = "cpu") -> OrtCudaRunner:
+    """A runner on `device`: cuda or cuda:N; "cpu", what commands say when nobody chose, is cuda:0."""
+    kind, _, number = device.partition(":")
+    if device in ("cpu", "cuda"):
+        return OrtCudaRunner(bundle)
+    if kind != "cuda" or not number.isdecimal():
+        raise complain("device", repr(device), "cuda or cuda:N with the backend onnxrt-cuda")
+    return OrtCudaRunner(bundle, index=int(number))

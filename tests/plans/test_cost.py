@@ -1,0 +1,110 @@
+"""The cost model against tables whose law is known, and against the measured H100 table itself."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from svdit.plans.cost import MATRIX_SHARE, cost_model, hardware_names, read_hardware
+from svdit.plans.errors import SvditError
+from svdit.plans.geometry import Geometry
+
+HUNYUAN = Geometry((33, 45, 80), 256, "after", 60, 24, 128)
+
+
+def row(tokens, density, latency, heads=24, head_dim=128, **more):
+    return {
+        "case": "c",
+        "batch": 1,
+        "tokens": tokens,
+        "heads": heads,
+        "head_dim": head_dim,
+        "density": density,
+        "latency_ms": latency,
+        **more,
+    }
+
+
+def table(tmp_path, rows, **more):
+    path = tmp_path / "g.json"
+    content = {"format": "svdit-hardware", "version": 1, "gpu": "G", "status": "measured", "how": "h"}
+    path.write_text(json.dumps({**content, "attention": rows, **more}))
+    return read_hardware(path)
+
+
+def test_recovers_launch_and_rate(tmp_path):
+    """Rows made with 0.02 ms a launch and 500 TFLOP/s."""
+    sizes = ((2000, 0.1), (8000, 0.5), (9000, 1.0), (4000, 0.3))
+    rows = [row(n, d, 0.02 + 4 * 24 * 128 * n**2 * d / 500e9) for n, d in sizes]
+    geometry = Geometry((10, 20, 40), 0, "none", 3, 24, 128)
+    cost = cost_model(table(tmp_path, rows), "unknown", geometry)
+    assert cost.launch_ms == pytest.approx(0.02, rel=1e-6) and cost.item_ms == pytest.approx(0, abs=1e-9)
+    assert cost.pair_ms == pytest.approx(4 * 128 * 8000**2 / 500e9, rel=1e-6)
+    assert cost.residual < 1e-6 and cost.attention_basis == "measured"
+    assert cost.dense_ms == pytest.approx(3 * (0.02 + 24 * 4 * 128 * 8000**2 / 500e9), rel=1e-6)
+    assert cost.heads_ms(np.array([0.0, 0.5])).tolist() == pytest.approx([0.0, cost.pair_ms / 2])
+
+
+def test_predicts_the_measured_mixed_layer_from_the_other_rows(tmp_path):
+    """H100: 4 full, 8 banded, 8 multi-diagonal, 2 stripe and 2 skip heads; fitted without this row, within 5 %."""
+    from importlib.resources import files
+
+    content = json.loads(files("svdit.plans").joinpath("hardware", "h100.json").read_text())
+    mixed = next(r for r in content["attention"] if r["case"] == "mixed")
+    content["attention"].remove(mixed)
+    path = tmp_path / "without.json"
+    path.write_text(json.dumps(content))
+    cost = cost_model(read_hardware(path), "hunyuan", HUNYUAN)
+    layer = cost.launch_ms + cost.heads_ms(np.full(24, mixed["density"])).sum()
+    assert layer == pytest.approx(mixed["latency_ms"], rel=0.05)
+
+
+def test_shipped_table():
+    assert "h100" in hardware_names()
+    cost = cost_model(read_hardware("h100"), "hunyuan", HUNYUAN)
+    assert cost.attention_basis == "measured" and cost.rest_basis == "roofline" and cost.estimated
+    products = 2 * HUNYUAN.tokens * 12 * 3072**2 * 60
+    assert cost.rest_ms == pytest.approx(products / (989.4e9 * MATRIX_SHARE))
+
+
+def test_what_is_not_measured_says_so(tmp_path):
+    rows = [row(4000, 1.0, 10.0)]
+    far = cost_model(table(tmp_path, rows), "m", Geometry((10, 100, 100), 0, "none", 1, 1, 128))
+    assert far.attention_basis == "extrapolated" and far.estimated and far.rest_basis == "none"
+    peak = {"peak": {"tflops": 100.0, "source": "quoted"}}
+    other = cost_model(table(tmp_path, rows, **peak), "m", Geometry((1, 40, 100), 0, "none", 1, 1, 64))
+    assert other.attention_basis == "roofline" and other.estimated
+    assert other.pair_ms == pytest.approx(4 * 64 * 4000**2 / (100e9 * 0.6))
+    same = Geometry((1, 40, 100), 0, "none", 1, 1, 128)
+    assert not cost_model(table(tmp_path, rows), "m", same).estimated
+    rest = {"rest": [{"model": "tiny", "tokens": 4000, "rest_ms": 7.0}]}
+    known = cost_model(table(tmp_path, rows, **rest), "tiny", same)
+    assert (known.rest_ms, known.rest_basis, known.estimated) == (7.0, "measured", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, r"\$\.version: got 2; expected 1"),
+        ({"speed": 1}, r"\$\.speed: got an unknown key"),
+        ({"attention": [{"case": "c"}]}, r"\$\.attention\[0\]\.batch: got nothing"),
+        ({"attention": [row(4000, 1.0, -1)]}, r"\$\.attention\[0\]\.latency_ms: got -1.0; expected a number above 0"),
+        ({"peak": {"tflops": 0, "source": "s"}}, r"\$\.peak\.tflops: got 0.0"),
+        ({"rest": [{"model": "m"}]}, r"\$\.rest\[0\]\.tokens: got nothing"),
+    ],
+)
+def test_refuses(tmp_path, change, message):
+    path = tmp_path / "g.json"
+    content = {"format": "svdit-hardware", "version": 1, "gpu": "G", "status": "measured", "how": "h", "attention": []}
+    path.write_text(json.dumps({**content, **change}))
+    with pytest.raises(SvditError, match=message):
+        read_hardware(path)
+
+
+def test_refuses_what_it_cannot_say(tmp_path):
+    with pytest.raises(SvditError, match="hardware: got G with rows for head_dim 128; expected 64, or a peak"):
+        cost_model(table(tmp_path, [row(10, 1.0, 1.0)]), "m", Geometry((1, 1, 10), 0, "none", 1, 1, 64))
+    with pytest.raises(SvditError, match=r"hardware: got 'h9000'; expected .*h100.* or a file"):
+        read_hardware("h9000")

@@ -1,0 +1,269 @@
+"""The TensorRT runner: its bookkeeping on stand-ins, its CUDA on a GPU, its TensorRT calls on TensorRT-RTX."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from svdit.plans.bundle import read_bundle
+from svdit.plans.errors import SvditError
+from svdit.runtime import build_platform, cuda
+from svdit.runtime.build_record import Options
+from svdit.runtime.runner import make_runner
+from svdit.runtime.trt_runner import TrtRunner
+from tests.runtime import tensorrt_stand_in as stand_in
+
+
+@pytest.fixture(params=["plugin", "portable"])
+def bundle(bundles, tmp_path, request):
+    return read_bundle(shutil.copytree(bundles / request.param, tmp_path / request.param))
+
+
+@pytest.fixture
+def plugin(bundles, tmp_path):
+    return read_bundle(shutil.copytree(bundles / "plugin", tmp_path / "plugin"))
+
+
+def install(monkeypatch, bundle, **kind):
+    """Put stand-ins in place of both libraries: (TensorRT, CUDA)."""
+    device = stand_in.Cuda(**kind)
+    trt = stand_in.StandIn(bundle, device)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(cuda, "runtime", lambda: device)
+    monkeypatch.setattr(build_platform.cuda, "gpu", lambda index: stand_in.GPU)
+    monkeypatch.setattr("polygraphy.backend.trt.get_trt_logger", lambda: None)
+    return trt, device
+
+
+def feed_of(runner, seed=0):
+    rng = np.random.default_rng(seed)
+    return {spec.name: rng.standard_normal(spec.shape).astype(spec.dtype) for spec in runner.inputs}
+
+
+def expected(feed, bundle, stage):
+    factor = stage if bundle.manifest.variant == "plugin" else stage + 1
+    return feed["hidden_states"] * np.float32(factor) + feed["timestep"].reshape(-1, 1, 1, 1, 1)
+
+
+def test_replays_follow_stage_timestep_and_latents(bundle, monkeypatch):
+    trt, _ = install(monkeypatch, bundle)
+    stand_in.write_engines(bundle)
+    with make_runner(bundle, "tensorrt") as runner:
+        enqueued = trt.enqueued
+        assert enqueued == 2 * len(bundle.manifest.graphs), "one run and one capture an engine"
+        for seed, stage in enumerate([0, 2, 1, 1, 0]):
+            feed = feed_of(runner, seed)
+            got = runner.infer(feed, stage)
+            assert list(got) == ["noise_pred"]
+            np.testing.assert_array_equal(got["noise_pred"], expected(feed, bundle, stage))
+        assert trt.enqueued == enqueued, "later calls are replays"
+
+
+def test_outputs_are_the_callers_own(plugin, monkeypatch):
+    install(monkeypatch, plugin)
+    stand_in.write_engines(plugin)
+    with make_runner(plugin, "tensorrt") as runner:
+        first = runner.infer(feed_of(runner, 1), 1)["noise_pred"]
+        kept = first.copy()
+        runner.infer(feed_of(runner, 2), 2)
+        np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graph")
+def test_everything_is_freed_whichever_call_fails(bundle, monkeypatch):
+    stand_in.write_engines(bundle)
+    _, device = install(monkeypatch, bundle)
+    with make_runner(bundle, "tensorrt"):
+        assert device.live
+    assert not device.live
+    calls = len(device.calls)
+    for number in range(calls):
+        _, device = install(monkeypatch, bundle, fail_at=number)
+        runner = make_runner(bundle, "tensorrt")
+        name = None
+        try:
+            runner.activate()
+        except SvditError as error:
+            name = str(error)
+        runner.close()
+        assert not device.live, f"after {device.calls[number]}: {name}"
+        assert name is None or "cudaErrorMemoryAllocation" in name
+
+
+@pytest.mark.parametrize("refused_by", ["cudaStreamEndCapture", "execute_async_v3"])
+def test_without_capture_every_step_is_enqueued(bundle, monkeypatch, refused_by):
+    trt, device = install(monkeypatch, bundle, can_capture=refused_by != "cudaStreamEndCapture")
+    trt.refuses_capture = refused_by == "execute_async_v3"
+    stand_in.write_engines(bundle)
+    runner = make_runner(bundle, "tensorrt")
+    with pytest.warns(RuntimeWarning, match="no CUDA graph, every step is enqueued: .+"):
+        runner.activate()
+    before = trt.enqueued
+    feed = feed_of(runner)
+    np.testing.assert_array_equal(runner.infer(feed, 1)["noise_pred"], expected(feed, bundle, 1))
+    assert trt.enqueued == before + 1
+    runner.close()
+    assert not device.live
+
+
+def test_what_tensorrt_reports_is_raised_once(plugin, monkeypatch):
+    trt, device = install(monkeypatch, plugin)
+    stand_in.write_engines(plugin)
+    with make_runner(plugin, "tensorrt") as runner:
+        runner._errors.report_error(1, "kernel went astray")
+        with pytest.raises(SvditError, match="TensorRT: tensorrt:plugin: got kernel went astray"):
+            runner.infer(feed_of(runner), 0)
+        runner.infer(feed_of(runner), 0)
+        trt.broken = "astray again"
+        runner._of_stage[0]._graph = None
+        for _ in range(2):
+            with pytest.raises(SvditError, match=r"enqueue: got astray again; expected success$"):
+                runner.infer(feed_of(runner), 0)
+    trt.broken = "out of memory"
+    with pytest.raises(SvditError, match="TensorRT: enqueue: got out of memory"):
+        make_runner(plugin, "tensorrt").activate()
+    assert not device.live
+
+
+def test_stripped_engines_get_their_weights_back(bundle, monkeypatch):
+    trt, device = install(monkeypatch, bundle)
+    stand_in.write_engines(bundle, Options(strip_weights=True))
+    with make_runner(bundle, "tensorrt"):
+        assert trt.refitted == [str(bundle.path / graph.file) for graph in bundle.manifest.graphs]
+    trt.refits_fail = True
+    with pytest.raises(SvditError, match=r"TensorRT: weights of .*\.onnx: got no such weight"):
+        make_runner(bundle, "tensorrt").activate()
+    assert not device.live
+
+
+@pytest.mark.parametrize(("built", "asked", "budget"), [(2, None, 2 << 30), (2, 0.5, 1 << 29), (2, 64, 3 << 30)])
+def test_weight_streaming_budget(plugin, monkeypatch, built, asked, budget):
+    trt, _ = install(monkeypatch, plugin)
+    stand_in.write_engines(plugin, Options(weight_streaming=built))
+    with TrtRunner(plugin, weight_streaming=asked):
+        assert trt.engines[0].weight_streaming_budget_v2 == budget
+
+
+def test_an_engine_not_built_for_streaming(plugin, monkeypatch):
+    install(monkeypatch, plugin)
+    stand_in.write_engines(plugin)
+    message = r"dit\.engine: weight streaming: got an engine that cannot; .*svdit-build .* --weight-streaming 2"
+    with pytest.raises(SvditError, match=message):
+        TrtRunner(plugin, weight_streaming=2).activate()
+
+
+def test_engines_of_another_version_or_none(plugin, monkeypatch):
+    install(monkeypatch, plugin)
+    with pytest.raises(SvditError, match=r"engine\.json: got no such file; .* svdit-build"):
+        make_runner(plugin, "tensorrt").activate()
+    stand_in.write_engines(plugin, version="10.3.0")
+    with pytest.raises(SvditError, match=r"library_version: got 10\.3\.0; expected 10\.14\.1\.48; run: svdit-build"):
+        make_runner(plugin, "tensorrt").activate()
+
+
+def test_devices(plugin):
+    assert make_runner(plugin, "tensorrt", device="cuda:3").device == 3
+    assert make_runner(plugin, "tensorrt").device == make_runner(plugin, "tensorrt", device="cuda").device == 0
+    with pytest.raises(SvditError, match="device: got 'tpu'; expected cuda or cuda:N"):
+        make_runner(plugin, "tensorrt", device="tpu")
+
+
+def test_no_cuda_python(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(SvditError, match=r"no cuda\.bindings .*; expected cuda-python .*; pip install cuda-python"):
+        cuda.runtime()
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from svdit.plans.errors import SvditError
+from svdit.runtime.build_platform import this_platform
+from svdit.runtime.trt_runner import error_recorder, load_engine
+trt = this_platform().module
+errors = error_recorder(trt)
+for path in sys.argv[1:]:
+    try:
+        load_engine(trt, Path(path), errors)
+    except SvditError as error:
+        print(error)
+    errors.clear()
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX")
+def test_tensorrt_rtx_reads_the_mapped_file_and_reports(tmp_path):
+    (tmp_path / "text.engine").write_bytes(b"no engine at all" * 64)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path / "text.engine"],
+        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "TensorRT: engine " in done.stdout and "Serialization assertion header.magicTag" in done.stdout, done
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and importlib.util.find_spec("cuda") is not None
+
+
+@pytest.mark.skipif(not has_gpu(), reason="no CUDA GPU with cuda-python")
+def test_buffers_and_graphs_on_a_gpu(bundle, monkeypatch):
+    """CUDA is real, the engine is PyTorch enqueued on the runner's stream."""
+    import torch
+
+    class View:
+        def __init__(self, address: int, shape: tuple[int, ...], dtype: str) -> None:
+            self.__cuda_array_interface__ = {
+                "data": (address, False),
+                "shape": tuple(shape),
+                "typestr": np.dtype(dtype).str,
+                "version": 3,
+            }
+
+    views = {}
+
+    def enqueue(arrays, scale, stream):
+        if arrays.__self__ not in views:  # at the first run, which is not captured
+            views[arrays.__self__] = arrays(lambda *where: torch.as_tensor(View(*where), device="cuda"))
+        found = views[arrays.__self__]
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
+            out = found["noise_pred"].copy_(found["hidden_states"])
+            out.mul_(found["stage"] if scale is None else scale)
+            out.add_(found["timestep"].view(-1, 1, 1, 1, 1))
+
+    trt = stand_in.StandIn(bundle, None)
+    trt.enqueue = enqueue
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr("polygraphy.backend.trt.get_trt_logger", lambda: None)
+    found = cuda.gpu(0)
+    monkeypatch.setattr(stand_in, "GPU", found)
+    stand_in.write_engines(bundle)
+    torch.cuda.synchronize()
+    free = []
+    for _ in range(3):
+        with make_runner(bundle, "tensorrt") as runner:
+            assert all(step.captured for step in runner._of_stage.values())
+            enqueued = trt.enqueued
+            for seed, stage in enumerate([0, 2, 1, 1, 0]):
+                feed = feed_of(runner, seed)
+                got = runner.infer(feed, stage)["noise_pred"]
+                np.testing.assert_allclose(got, expected(feed, bundle, stage), rtol=1e-6, atol=1e-6)
+                tensors = {name: torch.from_numpy(array).to(runner.tensor_device) for name, array in feed.items()}
+                tensors["hidden_states"] *= 2
+                twice = {**feed, "hidden_states": feed["hidden_states"] * 2}
+                got = runner.infer_tensors(tensors, stage)["noise_pred"]
+                np.testing.assert_allclose(got.cpu(), expected(twice, bundle, stage), rtol=1e-6, atol=1e-6)
+            assert trt.enqueued == enqueued
+        free.append(torch.cuda.mem_get_info()[0])
+    assert free[1] == free[2], "memory of the device is given back"

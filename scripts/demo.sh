@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a plan to videos and a comparison with dense attention, on the CPU, in about eight minutes on two cores.
+# From a plan to videos and a comparison with dense attention, on the CPU, in about eight minutes on two cores, installing included.
 #
 #   scripts/demo.sh [OUT]          OUT (default out/demo) receives bundles, video and report
 #   SVDIT_STEPS=25 scripts/demo.sh as many denoising steps as the model was made for (about half an hour)

@@ -22,7 +22,7 @@ from svdit.plans.fields import number, one_of
 from svdit.plans.geometry import Geometry
 from svdit.plans.optimum import Point, Selection, relative_gap, select, solve_dual
 from svdit.plans.schema import Plan
-from svdit.plans.search import Measurement, mode_density, plan_of_segments, relative_error, with_exact_full
+from svdit.plans.search import Measurement, mode_density, plan_of_segments, relative_error, with_full
 from svdit.plans.stages import Segment, merge
 
 GOALS = ("speedup", "density", "error")
@@ -68,7 +68,7 @@ class Budget:
 
 def weighted_errors(measured: Measurement, weights: np.ndarray, normaliser: str = "layer") -> np.ndarray:
     """[S, L, H, M + 1] shares whose sum over steps, layers and heads is the weighted mean relative error."""
-    relative = with_exact_full(relative_error(measured.error, measured.power, normaliser))
+    relative = with_full(relative_error(measured.error, measured.power, normaliser), 0.0)
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != relative.shape[:1] or not (weights >= 0).all() or not weights.sum() > 0:
         raise complain("step weights", f"{weights.shape}", f"{len(relative)} numbers of at least 0, not all 0")

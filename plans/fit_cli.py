@@ -78,9 +78,7 @@ def _geometry(plan: Plan, size: tuple[int | None, ...], checkpoint: Path | None)
     """The geometry of a video of this size, sizes left out being those of the model's reference video."""
     adapter = registry.adapter(plan.model)
     checkpoint = adapter.packaged_checkpoint() if checkpoint is None else checkpoint
-    wanted = zip(size, adapter.reference_video(checkpoint), strict=True)
-    grid = adapter.coder(checkpoint).grid(tuple(own if given is None else given for given, own in wanted))
-    return adapter.geometry_of(grid, checkpoint)
+    return adapter.geometry_for(size, checkpoint)
 
 
 def _shown(places: list[tuple[int, int]], most: int = 12) -> str:

@@ -102,7 +102,7 @@ def losses(error: np.ndarray, sparsity: np.ndarray, lam: float) -> np.ndarray:
 
 
 def with_full(loss: np.ndarray, eps: float) -> np.ndarray:
-    """Append `full` as mode M at the constant loss eps.
+    """Append `full` as mode M at the constant loss eps; other figures of the modes have constants of their own.
 
     "Full if all L_i > eps, otherwise the smallest L_i" is then exactly the first smallest entry of the
     last axis: a sparse mode that equals eps comes before full.
@@ -110,14 +110,9 @@ def with_full(loss: np.ndarray, eps: float) -> np.ndarray:
     return np.concatenate([loss, np.full((*loss.shape[:-1], 1), eps)], axis=-1)
 
 
-def with_exact_full(error: np.ndarray) -> np.ndarray:
-    """[..., M] errors with `full`, which has none, as mode M."""
-    return np.concatenate([error, np.zeros((*error.shape[:-1], 1))], axis=-1)
-
-
 def mode_density(measured: Measurement) -> np.ndarray:
     """[L, H, M + 1] kept share of query-key pairs of every mode, `full` last."""
-    return np.concatenate([1.0 - measured.sparsity, np.ones((*measured.sparsity.shape[:2], 1))], axis=-1)
+    return with_full(1.0 - measured.sparsity, 1.0)
 
 
 def choose(loss: np.ndarray, eps: float) -> np.ndarray:
@@ -229,7 +224,7 @@ def plan_of_segments(
 ) -> Plan:
     """Write down what was chosen: `record` says how, then density, stages, `results` and the errors of the choice."""
     steps, num_layers, num_heads, num_modes = measured.error.shape
-    relative = with_exact_full(relative_error(measured.error, measured.power, normaliser))
+    relative = with_full(relative_error(measured.error, measured.power, normaliser), 0.0)
     patterns: dict[str, Pattern] = {}
     names, errors = [], []
     for segment in segments:

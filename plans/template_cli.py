@@ -50,9 +50,7 @@ def template(
     """
     adapter = registry.adapter(model)
     checkpoint = adapter.packaged_checkpoint() if checkpoint is None else checkpoint
-    wanted = zip((frames, height, width), adapter.reference_video(checkpoint), strict=True)
-    grid = adapter.coder(checkpoint).grid(tuple(own if size is None else size for size, own in wanted))
-    geometry = adapter.geometry_of(grid, checkpoint)
+    geometry = adapter.geometry_for((frames, height, width), checkpoint)
     if checkpoint is not None:
         adapter.check_geometry(checkpoint, geometry)
     if not 0 <= dense_steps < 1:
@@ -63,5 +61,5 @@ def template(
         full = one_pattern(model, geometry, plan.tile).stages[0]
         plan = replace(plan, stages=(replace(full, until=dense_steps), *plan.stages))
     write_plan(output, plan)
-    write_json(json_file, {"plan": str(output), "grid": list(grid), "density": mean_density(plan)})
-    click.echo(f"{output}: {model}, grid {' x '.join(map(str, grid))}, density {mean_density(plan):.4f}")
+    write_json(json_file, {"plan": str(output), "grid": list(geometry.grid), "density": mean_density(plan)})
+    click.echo(f"{output}: {model}, grid {' x '.join(map(str, geometry.grid))}, density {mean_density(plan):.4f}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -203,10 +203,16 @@ def time_case(
             calls.pop(name, None)
     board = _Board()
     names = list(calls)
-    for r in range(rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            _take_turn(calls[name], timings[name], board, seconds)
+    for name in turns(names, rounds):
+        _take_turn(calls[name], timings[name], board, seconds)
     return list(timings.values())
+
+
+def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Every name once a round, in an order that rotates from round to round."""
+    for r in range(rounds):
+        first = r % len(names) if names else 0
+        yield from (*names[first:], *names[:first])
 
 
 def _take_turn(call: Callable[[], object], timing: Timing, board: _Board, seconds: float) -> None:

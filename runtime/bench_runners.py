@@ -21,7 +21,7 @@ import numpy as np
 from svdit.plans.bundle import Bundle, read_bundle
 from svdit.plans.errors import complain
 from svdit.plans.flops import mean_density
-from svdit.runtime.bench_attention import Timing
+from svdit.runtime.bench_attention import Timing, turns
 from svdit.runtime.runner import Runner, make_runner, resolve_backend
 
 
@@ -83,13 +83,11 @@ def time_calls(calls: Mapping[str, Callable[[], float]], rounds: int, seconds: f
     timings = {name: Timing(name) for name in calls}
     for call in calls.values():
         call()
-    names = list(calls)
-    for r in range(rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            begin = time.perf_counter()
+    for name in turns(list(calls), rounds):
+        begin = time.perf_counter()
+        timings[name].milliseconds.append(1e3 * calls[name]())
+        while time.perf_counter() - begin < seconds:
             timings[name].milliseconds.append(1e3 * calls[name]())
-            while time.perf_counter() - begin < seconds:
-                timings[name].milliseconds.append(1e3 * calls[name]())
     return list(timings.values())
 
 

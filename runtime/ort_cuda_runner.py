@@ -230,13 +230,3 @@ def check_bundle(bundle: Bundle) -> None:
                 f"{' or '.join(map(repr, wanted))} for the backend onnxrt-cuda",
                 "export with --variant plugin --precision bf16, or use another backend",
             )
-
-
-def cuda_runner(bundle: Bundle, device: str = "cpu") -> OrtCudaRunner:
-    """A runner on `device`: cuda or cuda:N; "cpu", what commands say when nobody chose, is cuda:0."""
-    kind, _, number = device.partition(":")
-    if device in ("cpu", "cuda"):
-        return OrtCudaRunner(bundle)
-    if kind != "cuda" or not number.isdecimal():
-        raise complain("device", repr(device), "cuda or cuda:N with the backend onnxrt-cuda")
-    return OrtCudaRunner(bundle, index=int(number))

@@ -12,17 +12,18 @@ import diffusers
 import numpy as np
 import torch
 
+from svdit.exporter.weights import read_json
 from svdit.plans import registry
 from svdit.plans.bundle import Bundle
-from svdit.plans.errors import complain, rooted
+from svdit.plans.errors import complain
 from svdit.plans.fields import shown
-from svdit.plans.files import parse_json, read_text
 from svdit.runtime.denoise import StepRecord
 from svdit.runtime.drop_in import BundleTransformer, config_of, load
 from svdit.runtime.pipeline import Request, Videos
 from svdit.runtime.progress import progress
 from svdit.runtime.runner import Runner
 from svdit.runtime.torch_runner import check_device, checkpoint_of
+from svdit.runtime.video import to_uint8
 
 PIPELINES = {
     "WanTransformer3DModel": ("WanPipeline", "WanImageToVideoPipeline"),
@@ -81,7 +82,7 @@ def check_folder(folder: Path, bundle: Bundle, wish: Wish) -> None:
         raise complain(f"pipeline {folder}", got, "a folder that a diffusers pipeline was saved or downloaded to")
     config = config_of(bundle)
     names = PIPELINES[config["_class_name"]]
-    index = _json(folder / INDEX, "a pipeline's list of components")
+    index = read_json(folder / INDEX, "a pipeline's list of components")
     name = index.get("_class_name")
     if name not in names:
         expected = f"{' or '.join(names)}, for a bundle of {bundle.manifest.model}"
@@ -93,7 +94,7 @@ def check_folder(folder: Path, bundle: Bundle, wish: Wish) -> None:
         raise complain("--image", wish.image or "none", "an image file" if takes_image else f"none: {name} takes none")
     path = folder / "transformer" / "config.json"
     if path.is_file():
-        own = _json(path, "a transformer's config")
+        own = read_json(path, "a transformer's config")
         for key, expected in config.items():
             if not key.startswith("_") and key in own and _plain(own[key]) != _plain(expected):
                 hint = "the bundle was made from another checkpoint of this model: use that one's pipeline"
@@ -105,7 +106,7 @@ def load_pipeline(folder: Path, device: str, *, transformer: bool = False) -> di
 
     On a GPU everything but the VAE is bfloat16, on a CPU float32.
     """
-    name = _json(folder / INDEX, "a pipeline's list of components")["_class_name"]
+    name = read_json(folder / INDEX, "a pipeline's list of components")["_class_name"]
     kinds = {"default": torch.bfloat16, "vae": torch.float32} if torch.device(device).type == "cuda" else torch.float32
     try:
         # NOTE the class itself, since DiffusionPipeline would load a transformer that the class may do without.
@@ -153,7 +154,7 @@ def run_pipeline(
             callback_on_step_end=note,
             **options,
         ).frames[0]
-        videos.append(np.clip(np.asarray(found) * 255 + 0.5, 0, 255).astype(np.uint8))
+        videos.append(to_uint8(found))
     return Videos(np.stack(videos), tuple(records), steps, float(guidance))
 
 
@@ -189,15 +190,6 @@ def _image(wish: Wish) -> dict[str, Any]:
             return {"image": image.convert("RGB")}
     except (OSError, UnidentifiedImageError) as error:
         raise complain(f"--image {wish.image}", str(error), "an image file") from None
-
-
-def _json(path: Path, what: str) -> dict:
-    text = read_text(path, what)
-    with rooted(f"{path}: "):
-        value = parse_json(text, "$")
-    if not isinstance(value, dict):
-        raise complain(str(path), shown(value), f"{what}: one JSON object")
-    return value
 
 
 def _plain(value: object) -> object:

@@ -165,16 +165,26 @@ def make_runner(
             "pass the dense bundle itself",
         )
     if backend == "onnxrt-cuda":
-        from svdit.runtime.ort_cuda_runner import cuda_runner
+        from svdit.runtime.ort_cuda_runner import OrtCudaRunner
 
-        return cuda_runner(bundle, device)
+        return OrtCudaRunner(bundle, index=gpu_index(device, backend))
     if backend == "tensorrt":
-        from svdit.runtime.trt_runner import trt_from_bundle
+        from svdit.runtime.trt_runner import TrtRunner
 
-        return trt_from_bundle(bundle, device=device)
+        return TrtRunner(bundle, device=gpu_index(device, backend))
     from svdit.runtime.ort_runner import OrtRunner
 
     return OrtRunner(bundle, threads=threads)
+
+
+def gpu_index(device: str, backend: str) -> int:
+    """The GPU's number in `device`: cuda or cuda:N; "cpu", what commands say when nobody chose, is cuda:0."""
+    if device in ("cpu", "cuda"):
+        return 0
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number.isdecimal():
+        raise complain("device", repr(device), f"cuda or cuda:N with the backend {backend}")
+    return int(number)
 
 
 def need(package: str, purpose: str) -> None:

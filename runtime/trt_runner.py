@@ -271,13 +271,3 @@ def error_recorder(trt: Any) -> Any:
                 raise failed(what, self)
 
     return Recorder()
-
-
-def trt_from_bundle(bundle: Bundle, device: str = "cpu") -> TrtRunner:
-    """A runner on `device`: cuda or cuda:N; "cpu", what commands say when nobody chose, is cuda:0."""
-    if device in ("cpu", "cuda"):
-        return TrtRunner(bundle)
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or not number.isdecimal():
-        raise complain("device", repr(device), "cuda or cuda:N with the backend tensorrt")
-    return TrtRunner(bundle, device=int(number))

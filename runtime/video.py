@@ -30,6 +30,11 @@ def check_target(path: Path, suffix: str | None, what: str) -> Path:
     return path
 
 
+def to_uint8(video: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] as uint8, rounded; what lies outside is cut."""
+    return np.clip(np.asarray(video) * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
 def enlarge(frames: np.ndarray, min_side: int = MIN_SIDE) -> np.ndarray:
     """Repeat pixels so that the shorter side of [F, H, W, 3] reaches min_side; larger frames stay as they are."""
     factor = max(1, -(-min_side // min(frames.shape[1:3])))

@@ -3,8 +3,8 @@
 
     speed_tiny.py plans/library/*.plan.json [--rounds 2]
 
-Each plan is exported (portable) and loaded in ONNX Runtime beside the dense variant. In every round the dense graph and
-each stage's graph run once, in turn; medians count. A plan's step is the mean over its stages, weighted by their steps.
+Each plan is exported (portable) and loaded in ONNX Runtime beside the dense variant; the two take turns in every
+stage, as in `svdit-bench step`, and medians count. A plan's step is the mean over its stages, weighted by their steps.
 """
 
 from __future__ import annotations
@@ -12,43 +12,28 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
-
 from svdit.exporter.export import export
-from svdit.plans.flops import mean_density
+from svdit.plans.flops import mean_density, stage_shares
 from svdit.plans.schema import Plan, read_plan
-from svdit.runtime.ort_runner import OrtRunner
+from svdit.runtime.bench_runners import activated, candidates, time_steps
 from svdit.runtime.progress import progress
-from svdit.runtime.runner import Runner
 
 STEPS = 25
-BATCH = 2
-
-
-def seconds(runner: Runner, stage: int) -> float:
-    rng = np.random.default_rng(0)
-    shapes = {x.name: [n if isinstance(n, int) else BATCH for n in x.shape] for x in runner.inputs}
-    feed = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    feed["timestep"] = np.full(feed["timestep"].shape, 500, np.float32)
-    begin = time.perf_counter()
-    runner.infer(feed, stage)
-    return time.perf_counter() - begin
 
 
 def time_plan(plan: Plan, folder: Path, rounds: int) -> tuple[float, float]:
     """Seconds of a dense step and of a mean step of the plan."""
-    bundles = [export("tiny", plan, folder / variant, variant=variant) for variant in ("dense", "portable")]
-    stages = [plan.stage_of(step, STEPS) for step in range(STEPS)]
-    taken: dict[int, list[float]] = {stage: [] for stage in (-1, *set(stages))}
-    with OrtRunner(bundles[0]) as dense, OrtRunner(bundles[1]) as sparse:
-        for _ in range(rounds):
-            for stage, times in taken.items():
-                times.append(seconds(dense if stage < 0 else sparse, max(stage, 0)))
-    medians = {stage: statistics.median(times) for stage, times in taken.items()}
-    return medians[-1], statistics.mean(medians[stage] for stage in stages)
+    for variant in ("dense", "portable"):
+        export("tiny", plan, folder / variant, variant=variant)
+    found = candidates([folder / "dense", folder / "portable"], ["onnxrt"])
+    begins = [0.0, *(stage.until for stage in plan.stages[:-1])]
+    with activated(found):
+        rows = [[row["latency_ms"] / 1000 for row in time_steps(found, begin, rounds, 0.0)] for begin in begins]
+    dense, sparse = zip(*rows, strict=True)
+    shares = stage_shares(plan, STEPS)
+    return statistics.median(dense), float(sum(share * t for share, t in zip(shares, sparse, strict=True)))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from svdit.runtime.metrics import psnr, ssim
 from svdit.runtime.pipeline_folder import load_pipeline
 from svdit.runtime.prompt_options import collect_prompts
 from svdit.runtime.sparsify import sparsify
-from svdit.runtime.video import write_mp4
+from svdit.runtime.video import to_uint8, write_mp4
 
 FILE = click.Path(path_type=Path)
 PAPER = {
@@ -118,7 +118,7 @@ def sample(pipe: object, prompt: str, seed: int, options: dict) -> tuple[np.ndar
     made = pipe(prompt=prompt, generator=generator, output_type="np", callback_on_step_end=note, **options).frames[0]
     steps = len(ends)
     seconds = (ends[-1] - ends[0]) * steps / (steps - 1) if steps > 1 else float("nan")
-    return np.clip(np.asarray(made) * 255 + 0.5, 0, 255).astype(np.uint8), seconds
+    return to_uint8(made), seconds
 
 
 def means(rows: list[dict]) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ f h w latent frames, rows and columns, L text tokens, E text width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,15 @@ class ModelAdapter(ABC):
     @abstractmethod
     def geometry_of(self, grid: tuple[int, int, int], checkpoint: Path | None = None) -> Geometry:
         """Attention geometry on this token grid; without a checkpoint, of the published model."""
+
+    def geometry_for(self, size: Sequence[int | None], checkpoint: Path | None = None) -> Geometry:
+        """Attention geometry of a video of (frames, height, width) in pixels; None is the reference video's.
+
+        Raises SvditError naming a size that the model cannot have.
+        """
+        wanted = zip(size, self.reference_video(checkpoint), strict=True)
+        grid = self.coder(checkpoint).grid(tuple(own if given is None else given for given, own in wanted))
+        return self.geometry_of(grid, checkpoint)
 
     @abstractmethod
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:

@@ -17,6 +17,18 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated.flatten(-2).to(x.dtype)
 
 
+def add_token_buffers(module: nn.Module, video_tokens: int, tokens: int, half: int) -> None:
+    """Room for what depends on the size of the video, not stored with the weights.
+
+    `order` and `inverse` int64 [video_tokens] (raster to tile order and back), `rope_cos` and `rope_sin`
+    [1, tokens, 1, half].
+    """
+    for name in ("order", "inverse"):
+        module.register_buffer(name, torch.empty(video_tokens, dtype=torch.int64), persistent=False)
+    for name in ("rope_cos", "rope_sin"):
+        module.register_buffer(name, torch.empty(1, tokens, 1, half), persistent=False)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32."""
 

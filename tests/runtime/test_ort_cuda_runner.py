@@ -9,7 +9,7 @@ import torch
 from svdit.plans.bundle import read_bundle
 from svdit.plans.errors import SvditError
 from svdit.runtime import ort_cuda_runner
-from svdit.runtime.ort_cuda_runner import BoundGraph, OrtCudaRunner, cuda_options, cuda_runner, open_session
+from svdit.runtime.ort_cuda_runner import BoundGraph, OrtCudaRunner, cuda_options, open_session
 from svdit.runtime.pipeline import Request, run_bundle
 from svdit.runtime.runner import make_runner
 from svdit.trt_plugins import onnxruntime_library
@@ -148,7 +148,7 @@ def test_without_the_library(half, monkeypatch):
 def test_a_gpu_that_is_not_there(half, monkeypatch):
     with_gpu(monkeypatch, 2)
     with pytest.raises(SvditError, match="device: got cuda:3; expected cuda:0 to cuda:1"):
-        cuda_runner(half, "cuda:3").activate()
+        make_runner(half, "onnxrt-cuda", device="cuda:3").activate()
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:x"])

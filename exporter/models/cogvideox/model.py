@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from svdit.exporter.models.cogvideox.config import QK_NORM_EPS, ROPE_THETA, TIME_PERIOD, CogVideoXConfig
-from svdit.exporter.models.layers import FeedForward, apply_rope
+from svdit.exporter.models.layers import FeedForward, add_token_buffers, apply_rope
 from svdit.exporter.token_order import patches_of, permute_tokens, video_of
 
 if TYPE_CHECKING:
@@ -211,10 +211,7 @@ class CogVideoXDenoiser(nn.Module):
         self.norm_final = nn.LayerNorm(config.width, config.norm_eps)
         self.norm_out = OutputNorm(config)
         self.proj_out = nn.Linear(config.width, config.out_channels * config.patch_features)
-        self.register_buffer("order", torch.empty(geometry.video_tokens, dtype=torch.int64), persistent=False)
-        self.register_buffer("inverse", torch.empty(geometry.video_tokens, dtype=torch.int64), persistent=False)
-        self.register_buffer("rope_cos", torch.empty(1, geometry.tokens, 1, half), persistent=False)
-        self.register_buffer("rope_sin", torch.empty(1, geometry.tokens, 1, half), persistent=False)
+        add_token_buffers(self, geometry.video_tokens, geometry.tokens, half)
         self.register_buffer("frequencies", torch.empty(config.width // 2), persistent=False)
 
     def forward(

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from svdit.exporter.models.hunyuan.config import EPS, TIME_CHANNELS, TOKEN_REPLACE, HunyuanConfig
 from svdit.exporter.models.hunyuan.text import TextRefiner, TwoLayers, wave
-from svdit.exporter.models.layers import FeedForward, RMSNorm, apply_rope
+from svdit.exporter.models.layers import FeedForward, RMSNorm, add_token_buffers, apply_rope
 from svdit.exporter.token_order import patches_of, permute_tokens, video_of
 
 if TYPE_CHECKING:
@@ -251,10 +251,7 @@ class HunyuanDenoiser(nn.Module):
         )
         self.norm_out = Modulation(config.width, 2)
         self.proj_out = nn.Linear(config.width, config.out_channels * features)
-        self.register_buffer("order", torch.empty(video_tokens, dtype=torch.int64), persistent=False)
-        self.register_buffer("inverse", torch.empty(video_tokens, dtype=torch.int64), persistent=False)
-        self.register_buffer("rope_cos", torch.empty(1, tokens, 1, half), persistent=False)
-        self.register_buffer("rope_sin", torch.empty(1, tokens, 1, half), persistent=False)
+        add_token_buffers(self, video_tokens, tokens, half)
         self.register_buffer("frequencies", torch.empty(TIME_CHANNELS // 2), persistent=False)
         if config.image_condition_type == TOKEN_REPLACE:
             for name, count in (("first_video", video_tokens), ("first_joint", tokens)):

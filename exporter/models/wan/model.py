@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from svdit.exporter.models.layers import FeedForward, RMSNorm, apply_rope
+from svdit.exporter.models.layers import FeedForward, RMSNorm, add_token_buffers, apply_rope
 from svdit.exporter.models.wan.config import ROPE_THETA, WanConfig
 from svdit.exporter.token_order import patches_of, permute_tokens, video_of
 
@@ -236,10 +236,7 @@ class WanDenoiser(nn.Module):
         self.norm_out = LayerNorm(config.width, config.eps, affine=False)
         self.proj_out = nn.Linear(config.width, config.out_channels * features)
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, config.width))
-        self.register_buffer("order", torch.empty(tokens, dtype=torch.int64), persistent=False)
-        self.register_buffer("inverse", torch.empty(tokens, dtype=torch.int64), persistent=False)
-        self.register_buffer("rope_cos", torch.empty(1, tokens, 1, half), persistent=False)
-        self.register_buffer("rope_sin", torch.empty(1, tokens, 1, half), persistent=False)
+        add_token_buffers(self, tokens, tokens, half)
 
     def forward(
         self,

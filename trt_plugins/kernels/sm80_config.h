@@ -6,13 +6,14 @@
 namespace svdit {
 
 constexpr int kSm80Warps = 4;
-constexpr int kSm80BlocksPerMultiprocessor = 2;   // what 255 registers a thread allow
-constexpr int kSharedReservedPerBlock = 1024;     // by the system, on every GPU from sm_80 on
-
-constexpr int kSm80ControlBytes = 640;              // the item and where its list of keys stands
+constexpr int kSm80BlocksPerMultiprocessor = 2;  // what 255 registers a thread allow
+constexpr int kSharedReservedPerBlock = 1024;    // by the system, on every GPU from sm_80 on
+constexpr int kSm80ControlBytes = 640;           // the item and where its list of keys stands
 
 // Q of one item, and one step's K and V.
-SVDIT_HOST_DEVICE constexpr int sm80_shared_bytes(int head_dim, int key_rows) { return 2 * head_dim * (kBlockRows + 2 * key_rows); }
+SVDIT_HOST_DEVICE constexpr int sm80_shared_bytes(int head_dim, int key_rows) {
+  return 2 * head_dim * (kBlockRows + 2 * key_rows);
+}
 
 SVDIT_HOST_DEVICE constexpr bool sm80_fits(int head_dim, int key_rows, int shared_per_multiprocessor) {
   const int block = sm80_shared_bytes(head_dim, key_rows) + kSm80ControlBytes + kSharedReservedPerBlock;

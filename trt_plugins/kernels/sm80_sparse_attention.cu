@@ -11,10 +11,7 @@ svdit_status launch(const LaunchRequest &request, Report &report) {
   const svdit_problem &problem = request.problem;
   Sm80Params params{};
   params.tables = work_tables(problem, request.tables);
-  params.q = request.tensors.q;
-  params.k = request.tensors.k;
-  params.v = request.tensors.v;
-  params.o = request.tensors.o;
+  params.tensors = request.tensors;
   params.scale_log2 = problem.scale * 1.4426950408889634f;
   params.inverse_scale_log2 = 1.0f / params.scale_log2;
 

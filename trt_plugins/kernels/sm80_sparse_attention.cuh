@@ -7,15 +7,13 @@
 #include "sm80_config.h"
 #include "sm80_mma.cuh"
 #include "softmax.cuh"
+#include "svdit/launch.h"
 
 namespace svdit {
 
 struct Sm80Params {
   WorkTables tables;
-  const void *q;
-  const void *k;
-  const void *v;
-  void *o;
+  svdit_tensors tensors;
   float scale_log2;  // scale * log2(e)
   float inverse_scale_log2;
 };
@@ -59,7 +57,7 @@ class Sm80Block {
     Rows step = list_.step;
     if (step.begin == step.end) {
       const int first = warp_ * Config::kWarpRows;
-      store_zeros<T, kHeadDim>(static_cast<T *>(params_.o), params_.tables.tokens, params_.tables.heads,
+      store_zeros<T, kHeadDim>(static_cast<T *>(params_.tensors.o), params_.tables.tokens, params_.tables.heads,
                                QueryRows{item_.first_row + first, min(item_.rows - first, Config::kWarpRows), item_.head,
                                          item_.batch});
       return;
@@ -74,13 +72,13 @@ class Sm80Block {
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) output[m][i] = 0.0f;
     }
-    copy<kBlockRows>(query_, params_.q, Rows{item_.first_row, item_.first_row + item_.rows});
-    copy<Config::kKeyRows>(keys_, params_.k, step);
+    copy<kBlockRows>(query_, params_.tensors.q, Rows{item_.first_row, item_.first_row + item_.rows});
+    copy<Config::kKeyRows>(keys_, params_.tensors.k, step);
     sm80::copy_commit();
     while (true) {
       sm80::copy_wait();
       __syncthreads();  // K is there; everyone has read the V before
-      copy<Config::kKeyRows>(values_, params_.v, step);
+      copy<Config::kKeyRows>(values_, params_.tensors.v, step);
       sm80::copy_commit();
       if (warp_ == 0) KeySteps<Config::kKeyRows>(params_.tables, item_, list_).advance();
       float scores[kRowTiles][kScores];
@@ -90,7 +88,7 @@ class Sm80Block {
       const Rows following = list_.step;
       const bool more = following.end > following.begin;
       if (more) {
-        copy<Config::kKeyRows>(keys_, params_.k, following);
+        copy<Config::kKeyRows>(keys_, params_.tensors.k, following);
         sm80::copy_commit();
       }
       const int columns = step.end - step.begin;
@@ -215,7 +213,7 @@ class Sm80Block {
   __device__ __forceinline__ void store() const {
     constexpr int kRowsAtOnce = 32 / Config::kChunks;
     const int chunk = lane_ % Config::kChunks;
-    char *to = static_cast<char *>(params_.o) + offset(item_.first_row) + chunk * 16;
+    char *to = static_cast<char *>(params_.tensors.o) + offset(item_.first_row) + chunk * 16;
     for (int i = lane_ / Config::kChunks; i < Config::kWarpRows; i += kRowsAtOnce) {
       const int row = warp_ * Config::kWarpRows + i;
       if (row >= item_.rows) break;

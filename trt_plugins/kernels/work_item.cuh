@@ -8,14 +8,7 @@
 namespace svdit {
 
 // Tables and sizes as the kernel sees them; all pointers are device memory.
-struct WorkTables {
-  const int *stage;
-  const int *text_len;
-  const int *head_pattern;
-  const int *tile_offsets;
-  const int *row_offsets;
-  const int *tile_index;
-  const int *work_order;
+struct WorkTables : svdit_tables {
   int batch;
   int tokens;
   int heads;
@@ -27,10 +20,8 @@ struct WorkTables {
 };
 
 inline WorkTables work_tables(const svdit_problem &problem, const svdit_tables &tables) {
-  return WorkTables{tables.stage,        tables.text_len,   tables.head_pattern, tables.tile_offsets,
-                    tables.row_offsets,  tables.tile_index, tables.work_order,   problem.batch,
-                    problem.tokens,      problem.heads,     problem.text_tokens, problem.num_tiles,
-                    problem.num_stages,  problem.num_items, problem.text_first != 0};
+  return WorkTables{tables,            problem.batch,      problem.tokens,    problem.heads,          problem.text_tokens,
+                    problem.num_tiles, problem.num_stages, problem.num_items, problem.text_first != 0};
 }
 
 // One work item: query rows of one head, and the row ranges that its keys come from.

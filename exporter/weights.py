@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from svdit.exporter.models.base import StoredTensor
 from svdit.plans.errors import complain
 from svdit.plans.fields import shown
-from svdit.plans.files import parse_json, read_text, unusable
+from svdit.plans.files import parse_json, read_json, unusable
 
 if TYPE_CHECKING:
     import torch
@@ -40,14 +40,6 @@ def component_folder(checkpoint: Path, component: str) -> Path:
         f"neither {component}/config.json nor config.json",
         f"a pipeline folder, or its {component} folder",
     )
-
-
-def read_json(path: Path, what: str) -> dict:
-    """The JSON object in a file of a checkpoint."""
-    value = parse_json(read_text(path, what), str(path))
-    if not isinstance(value, dict):
-        raise complain(str(path), shown(value), f"{what}: one JSON object")
-    return value
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

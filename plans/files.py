@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from svdit.plans.errors import SvditError, complain
+from svdit.plans.fields import shown
 
 
 def read_text(path: str | Path, what: str) -> str:
@@ -18,6 +19,14 @@ def read_text(path: str | Path, what: str) -> str:
         raise complain(str(path), "bytes that are not UTF-8", f"{what} as UTF-8 text") from None
     except OSError as error:
         raise unusable(path, error, what) from None
+
+
+def read_json(path: Path, what: str) -> dict:
+    """The JSON object in a file; `what` says what it should hold."""
+    value = parse_json(read_text(path, what), str(path))
+    if not isinstance(value, dict):
+        raise complain(str(path), shown(value), f"{what}: one JSON object")
+    return value
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:

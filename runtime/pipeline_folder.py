@@ -12,11 +12,11 @@ import diffusers
 import numpy as np
 import torch
 
-from svdit.exporter.weights import read_json
 from svdit.plans import registry
 from svdit.plans.bundle import Bundle
 from svdit.plans.errors import complain
 from svdit.plans.fields import shown
+from svdit.plans.files import read_json
 from svdit.runtime.denoise import StepRecord
 from svdit.runtime.drop_in import BundleTransformer, config_of, load
 from svdit.runtime.pipeline import Request, Videos

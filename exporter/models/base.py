@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from svdit.plans.bundle import TensorSpec
 from svdit.plans.errors import complain
+from svdit.plans.files import read_json
 from svdit.plans.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -143,12 +144,11 @@ class ModelAdapter(ABC):
         """The diffusers scheduler that the pipeline folder names. Raises SvditError when there is none."""
         import diffusers
 
-        from svdit.exporter import weights
 
         path = Path(checkpoint) / "scheduler" / "scheduler_config.json"
         if not path.is_file():
             raise complain(f"checkpoint {checkpoint}", "no scheduler/scheduler_config.json", "a pipeline folder")
-        config = weights.read_json(path, "a scheduler's config")
+        config = read_json(path, "a scheduler's config")
         cls = getattr(diffusers, str(config.get("_class_name")), None)
         if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
             raise complain(f"{path}: $._class_name", config.get("_class_name"), "a scheduler of diffusers")

@@ -14,6 +14,7 @@ from svdit.exporter.models.config import TransformerConfig
 from svdit.exporter.models.video import VideoCoder, VideoSize
 from svdit.plans.errors import complain, rooted
 from svdit.plans.fields import integer
+from svdit.plans.files import read_json
 from svdit.plans.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class TransformerAdapter(ModelAdapter):
 
     def config(self, checkpoint: Path) -> Any:
         path = weights.component_folder(checkpoint, "transformer") / "config.json"
-        return type(self.published).from_json(weights.read_json(path, "a transformer's config"), path)
+        return type(self.published).from_json(read_json(path, "a transformer's config"), path)
 
     def reference_latent(self, checkpoint: Path) -> tuple[int, int, int]:
         """Latent (f, h, w) that `geometry` is for."""
@@ -83,7 +84,7 @@ class TransformerAdapter(ModelAdapter):
         factors = self.factors
         if path is not None and path.is_file():
             with rooted(f"{path}: $."):
-                factors = self.vae_factors(weights.read_json(path, "a VAE's config"))
+                factors = self.vae_factors(read_json(path, "a VAE's config"))
         return VideoCoder(factors, config.patch, self.pads_frames)
 
     def vae_factors(self, config: dict) -> tuple[int, int, int]:

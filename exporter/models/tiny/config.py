@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svdit.exporter.models.wan.config import WanConfig
-from svdit.exporter.weights import read_json
 from svdit.plans.errors import complain, rooted
 from svdit.plans.fields import array, integer, integers, record, shown, string
+from svdit.plans.files import read_json
 
 REFERENCE_VIDEO = (16, 96, 96)
 """Frames, height, width in pixels: the size that the shipped weights were trained at."""

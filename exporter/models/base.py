@@ -144,7 +144,6 @@ class ModelAdapter(ABC):
         """The diffusers scheduler that the pipeline folder names. Raises SvditError when there is none."""
         import diffusers
 
-
         path = Path(checkpoint) / "scheduler" / "scheduler_config.json"
         if not path.is_file():
             raise complain(f"checkpoint {checkpoint}", "no scheduler/scheduler_config.json", "a pipeline folder")

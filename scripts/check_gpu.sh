@@ -28,8 +28,9 @@ for step in "$@"; do
                python3 -m svdit.runtime.bench_cli attention --case "$case" --rounds 1 --seconds 0 > /dev/null 2>&1
              grep -E "Duration|tensor|hit_rate|L2 Hit|dram__bytes|SM Frequency|Executed Ipc Active|XU|ERR" "$out/ncu-$case.txt" | head -24; done ;;
     sanitize) for tool in memcheck racecheck synccheck; do
-             SVDIT_KERNELS=$libraries/base/libsvdit_kernels.so timeout 200 compute-sanitizer --tool $tool \
-               python3 scripts/kernel_smoke.py > "$out/$tool.log" 2>&1; tail -3 "$out/$tool.log"; done ;;
+             SVDIT_KERNELS=$libraries/base/libsvdit_kernels.so timeout 120 compute-sanitizer --tool $tool \
+               --kernel-name kernel_substring=sparse_attention python3 scripts/kernel_launches.py "${SANITIZE_SECONDS:-15}" \
+               > "$out/$tool.log" 2>&1; tail -3 "$out/$tool.log"; done ;;
   esac
   echo "== $step took $((SECONDS - start)) s"
 done

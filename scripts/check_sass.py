@@ -48,8 +48,9 @@ def defects(name: str, code: list[str]) -> list[str]:
     scores = 8 if "Li128" in name else 4
     products = sum("HGMMA" in text for text in code)
     turns = sum("BAR.ARV" in text for text in code)
-    steps = turns - 1  # one hand-over a step, and one before the first
-    if steps < 2 or products != (scores + 8) * steps + scores:
+    ways = 1 if "Li128" in name else 2  # of three warpgroups one may be idle: a second way through the step
+    steps, odd = divmod(turns - 1, ways)  # one hand-over a step and way, and one before the first
+    if odd or steps < 2 or products != (scores + 8) * steps + scores:
         found.append(f"{products} HGMMA for {steps} steps of {scores + 8} and a first block of {scores}")
     arrivals = sum("WARPGROUP.ARRIVE" in text for text in code)
     if arrivals != 2 * steps + 1:

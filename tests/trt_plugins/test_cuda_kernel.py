@@ -72,6 +72,19 @@ def test_one_full_head(tokens, head_dim, dtype):
     assert_accurate(case, kernel_runs.judge(case, inputs, kernel_runs.run(case, inputs)))
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [384, 1500, 4000])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_neighbours_that_share_their_keys(tokens, heads, dtype):
+    """Three neighbours with one list become two items at D=64; others, and a third of such a group, stay alone."""
+    frame = np.arange(-(-tokens // 128)) // 4
+    same_frame, first_frame = frame[:, None] == frame, np.broadcast_to(frame == 0, (len(frame), len(frame)))
+    head_pattern = [([2, 3, FULL, SKIP] * 3)[: 4 * heads - 1]]
+    case = plain_case((2, tokens, 4 * heads - 1, 64), [same_frame, first_frame], head_pattern, dtype)
+    inputs = kernel_runs.inputs_of(case, tokens)
+    assert_accurate(case, kernel_runs.judge(case, inputs, kernel_runs.run(case, inputs)))
+
+
 def test_random_problems():
     sums: dict[tuple[str, int], list[float]] = {}
     failures: list[str] = []

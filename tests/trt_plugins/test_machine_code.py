@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,26 @@ spec.loader.exec_module(check_sass)
 
 
 def step() -> list[str]:
-    """A healthy step at D=64: two groups of products, exponentials between the waits."""
-    products = ["WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 4, "WARPGROUP.ARRIVE", *["HGMMA.64x64x16"] * 8]
+    """A healthy step at D=128: two groups of products, exponentials between the waits."""
+    products = ["WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 8, "WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 8]
     waits = ["BAR.ARV R1, 0x100", "WARPGROUP.DEPBAR.LE gsb0, 0x1", *["MUFU.EX2 R2, R2"] * 64]
     return [*products, *waits, "WARPGROUP.DEPBAR.LE gsb0, 0x0"]
 
 
 def first() -> list[str]:
-    return ["BAR.ARV R1, 0x100", "WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 4, "WARPGROUP.DEPBAR.LE gsb0, 0x0"]
+    return ["BAR.ARV R1, 0x100", "WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 8, "WARPGROUP.DEPBAR.LE gsb0, 0x0"]
 
 
 def test_a_healthy_kernel_has_no_defects():
-    assert check_sass.defects("Li64", [*first(), *step(), *step()]) == []
+    assert check_sass.defects("Li128", [*first(), *step(), *step()]) == []
+
+
+def test_three_warpgroups_hand_over_on_two_ways():
+    first = ["BAR.ARV R1, 0x100", "WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 4]
+    products = ["WARPGROUP.ARRIVE", *["HGMMA.64x128x16"] * 4, "WARPGROUP.ARRIVE", *["HGMMA.64x64x16"] * 8]
+    step = ["BAR.ARV R1, 0x100", *products, "BAR.ARV R1, 0x100", "WARPGROUP.DEPBAR.LE gsb0, 0x0"]
+    assert check_sass.defects("Li64", [*first, *step, *step]) == []
+    assert "HGMMA for" in check_sass.defects("Li64", [*first, *step, *step[1:]])[0]
 
 
 def test_the_kernel_for_older_gpus_is_checked_for_tensor_cores_and_local_memory():
@@ -40,11 +49,11 @@ def test_the_kernel_for_older_gpus_is_checked_for_tensor_cores_and_local_memory(
 
 def test_defects_are_named():
     code = [*first(), *step(), *step()]
-    assert "local memory" in check_sass.defects("Li64", [*code, "LDL R1, [R1]"])[0]
-    assert "products are serialised" in check_sass.defects("Li64", [*code, "WARPGROUP.ARRIVE"])[0]
-    assert any("HGMMA" in defect for defect in check_sass.defects("Li64", [*code, "HGMMA.64x64x16"]))
+    assert "local memory" in check_sass.defects("Li128", [*code, "LDL R1, [R1]"])[0]
+    assert "products are serialised" in check_sass.defects("Li128", [*code, "WARPGROUP.ARRIVE"])[0]
+    assert any("HGMMA" in defect for defect in check_sass.defects("Li128", [*code, "HGMMA.64x64x16"]))
     hoisted = [text for text in code if "EX2" not in text]
-    assert check_sass.defects("Li64", hoisted) == ["0 exponentials before the wait for the output; 64 expected"] * 2
+    assert check_sass.defects("Li128", hoisted) == ["0 exponentials before the wait for the output; 64 expected"] * 2
 
 
 @pytest.mark.skipif(shutil.which("cuobjdump") is None, reason="no cuobjdump on PATH")
@@ -52,5 +61,7 @@ def test_defects_are_named():
 def test_the_built_library_is_clean():
     kernels = check_sass.functions(cuda_library.find())
     assert len([name for name in kernels if "sm90" in name]) == 4
-    assert any("sm80" in name for name in kernels)
+    launched = [name for name, code in kernels.items() if "sm80" in name and any("HMMA" in text for text in code)]
+    architectures = Counter(name.split()[-1] for name in launched)
+    assert architectures and set(architectures.values()) == {4}  # two types, two head sizes; one number of keys each
     assert {name: check_sass.defects(name, code) for name, code in kernels.items()} == {name: [] for name in kernels}

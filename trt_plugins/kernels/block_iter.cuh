@@ -34,35 +34,31 @@ SVDIT_HOST_DEVICE Rows clip_text(Rows rows, int tokens, int text_tokens, bool te
   return rows;
 }
 
-// Collects row ranges and hands out blocks, always one behind, so that the last block is known as such.
-// Emit is called as emit(first_row, rows, is_last).
+// Collects row ranges and hands out blocks. For each range in turn: pop() while it returns true, then push(); at the end
+// pop() with no range.
 class BlockStream {
  public:
   SVDIT_HOST_DEVICE BlockStream() : begin_(0), end_(0) {}
 
-  template <typename Emit>
-  SVDIT_HOST_DEVICE void push(Rows rows, Emit &&emit) {
-    if (rows.end <= rows.begin) return;
-    if (rows.begin != end_) {
-      if (end_ > begin_) emit(begin_, end_ - begin_, false);
-      begin_ = rows.begin;
-    }
-    end_ = rows.end;
-    while (end_ - begin_ > kBlockRows) {
-      emit(begin_, kBlockRows, false);
-      begin_ += kBlockRows;
-    }
-  }
-
-  // Returns false when no row was pushed, so that nothing was emitted.
-  template <typename Emit>
-  SVDIT_HOST_DEVICE bool finish(Emit &&emit) {
-    if (end_ <= begin_) return false;
-    emit(begin_, end_ - begin_, true);
+  // Whether a block comes before the rows of following, or, at_end, before nothing.
+  SVDIT_HOST_DEVICE bool pop(Rows following, bool at_end, Rows &block) {
+    const int rows = end_ - begin_;
+    if (rows == 0 || (!at_end && following.end <= following.begin)) return false;
+    if (rows <= kBlockRows && !at_end && following.begin == end_) return false;
+    block.begin = begin_;
+    begin_ = rows > kBlockRows ? begin_ + kBlockRows : end_;
+    block.end = begin_;
     return true;
   }
 
-  SVDIT_HOST_DEVICE int pending_rows() const { return end_ - begin_; }
+  SVDIT_HOST_DEVICE void push(Rows rows) {
+    if (rows.end <= rows.begin) return;
+    if (begin_ == end_) begin_ = rows.begin;
+    end_ = rows.end;
+  }
+
+  // Whether the block that was popped at the end is the last one.
+  SVDIT_HOST_DEVICE bool is_empty() const { return begin_ == end_; }
 
  private:
   int begin_;

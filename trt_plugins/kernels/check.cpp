@@ -232,28 +232,30 @@ __attribute__((visibility("default"))) int32_t svdit_item_blocks(const svdit_pro
   const int head = code >> 16, query = code & 0xffff;
   const int pattern = host_tables->head_pattern[int64_t(stage) * problem->heads + head];
   int count = 0;
-  const auto emit = [&](int row, int rows, bool) {
-    if (count < capacity) {
-      starts[count] = row;
-      lengths[count] = rows;
-    }
-    ++count;
-  };
   svdit::BlockStream stream;
-  if (pattern == SVDIT_PATTERN_FULL) {
-    for (int i = 0; i < svdit::kFullRanges; ++i) {
-      stream.push(svdit::full_range(i, problem->tokens, problem->text_tokens, problem->text_first != 0, text_len), emit);
+  const auto next = [&](svdit::Rows range, bool at_end) {
+    svdit::Rows block{0, 0};
+    while (stream.pop(range, at_end, block)) {
+      if (count < capacity) {
+        starts[count] = block.begin;
+        lengths[count] = block.end - block.begin;
+      }
+      ++count;
     }
+    stream.push(range);
+  };
+  const int tokens = problem->tokens, text_tokens = problem->text_tokens;
+  const bool text_first = problem->text_first != 0;
+  if (pattern == SVDIT_PATTERN_FULL) {
+    for (int i = 0; i < svdit::kFullRanges; ++i) next(svdit::full_range(i, tokens, text_tokens, text_first, text_len), false);
   } else if (pattern != SVDIT_PATTERN_SKIP) {
     const int32_t *row = host_tables->row_offsets + int64_t(pattern) * (problem->num_tiles + 1) + query;
     for (int i = row[0]; i < row[1]; ++i) {
       const int32_t *tile = host_tables->tile_offsets + host_tables->tile_index[i];
-      stream.push(svdit::clip_text({tile[0], tile[1]}, problem->tokens, problem->text_tokens, problem->text_first != 0,
-                                   text_len),
-                  emit);
+      next(svdit::clip_text({tile[0], tile[1]}, tokens, text_tokens, text_first, text_len), false);
     }
   }
-  stream.finish(emit);
+  next({0, 0}, true);
   return count;
 }
 

@@ -30,7 +30,6 @@ struct Gpu {
   int minor;
   int multiprocessors;
   int l2_bytes;
-  int shared_per_multiprocessor;
 };
 
 svdit_status query(Gpu &gpu, Report &report) {
@@ -43,7 +42,6 @@ svdit_status query(Gpu &gpu, Report &report) {
   get(gpu.minor, cudaDevAttrComputeCapabilityMinor);
   get(gpu.multiprocessors, cudaDevAttrMultiProcessorCount);
   get(gpu.l2_bytes, cudaDevAttrL2CacheSize);
-  get(gpu.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   return error == cudaSuccess ? SVDIT_OK : report.cuda("device query", error);
 }
 
@@ -116,8 +114,7 @@ __attribute__((visibility("default"))) svdit_status svdit_launch(const svdit_pro
                                      workspace,
                                      static_cast<cudaStream_t>(stream),
                                      gpu.multiprocessors,
-                                     gpu.l2_bytes,
-                                     gpu.shared_per_multiprocessor};
+                                     gpu.l2_bytes};
 #ifdef SVDIT_SM90
   if (kernel == svdit::Kernel::kSm90) return svdit::launch_sm90(request, report);
 #endif

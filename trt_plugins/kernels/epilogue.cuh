@@ -14,7 +14,7 @@ constexpr int kRaggedRows = 1 << 30;  // see make_ragged_map
 // barrier_id is a named barrier of this warpgroup alone.
 template <typename T, int kHeadDim>
 __device__ __forceinline__ void store_output(float (&output)[kHeadDim / 2], const float (&sum)[2], uint32_t staging,
-                                             const CUtensorMap *map, QueryRows where, int warpgroup, int barrier_id) {
+                                             const CUtensorMap *map, QueryRows where, int barrier_id) {
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32 % 4;
   const float total0 = quad_sum(sum[0]);
@@ -37,10 +37,9 @@ __device__ __forceinline__ void store_output(float (&output)[kHeadDim / 2], cons
   }
   sm90::proxy_fence();
   sm90::named_sync(barrier_id, 128);
-  const int first = where.first_row + warpgroup * 64;
-  const int rows = min(where.rows - warpgroup * 64, 64);
-  if (leader && rows > 0) {
-    sm90::store_box_5d(map, staging, 0, kRaggedRows - rows, where.head * (kHeadDim / 64), where.batch, first + rows);
+  if (leader && where.rows > 0) {
+    sm90::store_box_5d(map, staging, 0, kRaggedRows - where.rows, where.head * (kHeadDim / 64), where.batch,
+                       where.first_row + where.rows);
     sm90::store_commit();
   }
 }

@@ -18,7 +18,6 @@ struct LaunchRequest {
   cudaStream_t stream;
   int multiprocessors;
   int l2_bytes;
-  int shared_per_multiprocessor;
 };
 
 svdit_status launch_sm80(const LaunchRequest &request, Report &report);  // compute capability 8.0 and newer

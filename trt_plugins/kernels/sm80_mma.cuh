@@ -9,6 +9,15 @@ __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The same number. From sm_100 on the compiler does not know that: it would keep what follows from it in registers
+// across a loop, and spill others.
+__device__ __forceinline__ int recomputed(int x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // 16 bytes from global to shared memory past the registers; zeros where valid is false.
 __device__ __forceinline__ void copy_or_zero(uint32_t shared, const void *global, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),

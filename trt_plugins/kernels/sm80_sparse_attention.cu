@@ -13,7 +13,7 @@ svdit_status launch(const LaunchRequest &request, Report &report) {
   params.tables = work_tables(problem, request.tables);
   params.tensors = request.tensors;
   params.scale_log2 = problem.scale * 1.4426950408889634f;
-  params.inverse_scale_log2 = 1.0f / params.scale_log2;
+  params.token_bytes = int64_t(problem.heads) * Config::kRowBytes;
 
   const int64_t items = int64_t(problem.batch) * problem.num_items;
   if (items > INT32_MAX) {
@@ -30,11 +30,29 @@ svdit_status launch(const LaunchRequest &request, Report &report) {
   return SVDIT_OK;
 }
 
+// The sizes that the code in this library was compiled for, which need not be code for exactly this GPU.
+template <typename T, int kHeadDim>
+svdit_status launch_compiled(const LaunchRequest &request, Report &report) {
+  constexpr int kMost = sm80_most_key_rows(kHeadDim, 80);
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, sm80_sparse_attention<Sm80Config<T, kHeadDim, kMost>>);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();
+    return report.fail(SVDIT_UNSUPPORTED_GPU,
+                       "GPU: got one that this library holds no code for; rebuild it with the GPU's compute capability "
+                       "in CMAKE_CUDA_ARCHITECTURES");
+  }
+  if (error != cudaSuccess) return report.cuda("cudaFuncGetAttributes", error);
+  if (sm80_key_rows(kHeadDim, attributes.ptxVersion) == kMost) {
+    return launch<Sm80Config<T, kHeadDim, kMost>>(request, report);
+  }
+  return launch<Sm80Config<T, kHeadDim, kMost / 2>>(request, report);
+}
+
 template <typename T>
 svdit_status launch_typed(const LaunchRequest &request, Report &report) {
-  if (request.problem.head_dim == 64) return launch<Sm80Config<T, 64, 64>>(request, report);
-  return sm80_key_rows(128, request.shared_per_multiprocessor) == 64 ? launch<Sm80Config<T, 128, 64>>(request, report)
-                                                                     : launch<Sm80Config<T, 128, 32>>(request, report);
+  return request.problem.head_dim == 64 ? launch_compiled<T, 64>(request, report)
+                                        : launch_compiled<T, 128>(request, report);
 }
 
 }  // namespace

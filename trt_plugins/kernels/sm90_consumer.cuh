@@ -6,20 +6,20 @@
 
 namespace svdit {
 
-// Two warpgroups take turns on the tensor cores. Per block j of the stream: S(j) = Q K(j)^T and O += P(j-1) V(j-1) are
+// The warpgroups take turns on the tensor cores. Per block j of the stream: S(j) = Q K(j)^T and O += P(j-1) V(j-1) are
 // issued together; the softmax of S(j) then runs under the other warpgroup's products.
 template <typename Config>
 class Sm90Consumer {
   using T = typename Config::Element;
   static constexpr int kHeadDim = Config::kHeadDim;
   static constexpr int kStages = Config::kStages;
+  static constexpr bool kMayIdle = Config::kSlices > 2;
 
  public:
   __device__ __forceinline__ Sm90Consumer(const Sm90Params &params, Control<Config> &control, uint32_t shared,
                                           int warpgroup)
       : params_(params), control_(control), shared_(shared), warpgroup_(warpgroup) {
-    const uint32_t query = shared_ + Config::kQuery + warpgroup_ * 64 * 128;
-    query_low_ = sm90::descriptor_low(query, 16);
+    query_low_ = sm90::descriptor_low(shared_ + Config::kQuery + warpgroup_ * Config::kSliceBytes, 16);
     softmax_.to_log2 = params.scale_log2;
     softmax_.from_log2 = params.inverse_scale_log2;
     softmax_.start();
@@ -30,11 +30,10 @@ class Sm90Consumer {
   }
 
   __device__ __forceinline__ void run() {
-    if (warpgroup_ == 1) give_turn(0);
+    if (warpgroup_ == Config::kSlices - 1) give_turn();
     if (!first_block()) return;
-    while (true) {
-      if (!step<1>()) break;
-      advance();
+    while (steps<1>()) {
+      parity_ ^= 1;
       if (!step<0>()) break;
     }
     if (threadIdx.x % 128 == 0) sm90::store_wait<0>();
@@ -49,9 +48,8 @@ class Sm90Consumer {
     const uint32_t keys = sm90::descriptor_low(shared_ + Config::kKeys + stage * Config::kBlockBytes, 16);
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
-      const uint32_t step = (k / 4) * (Config::kHalfBytes >> 4) + (k % 4) * 2;
-      const uint64_t a = sm90::descriptor(query_low_ + step);
-      const uint64_t b = sm90::descriptor(keys + step);
+      const uint64_t a = sm90::descriptor(query_low_ + (k / 4) * (Config::kSliceHalfBytes >> 4) + (k % 4) * 2);
+      const uint64_t b = sm90::descriptor(keys + (k / 4) * (Config::kHalfBytes >> 4) + (k % 4) * 2);
       if (k == 0) {
         sm90::mma_ss_n128<T, false>(scores, a, b);
       } else {
@@ -83,14 +81,15 @@ class Sm90Consumer {
     for (int i = 0; i < kHeadDim / 2; ++i) output_[i] *= softmax_.rescale[i / 2 % 2];
   }
 
-  __device__ __forceinline__ bool softmax(float (&scores)[64], int block) {
+  template <typename OnRenewed>
+  __device__ __forceinline__ bool softmax(float (&scores)[64], int block, OnRenewed &&on_renewed) {
 #ifdef SVDIT_WHATIF_NO_SOFTMAX
     softmax_.sum[0] = softmax_.sum[1] = 1.0f;
     return false;
 #else
     const int columns = block & kBlockRowsMask;
     if (__any_sync(kAllLanes, columns != kBlockRows)) mask_columns(scores, columns);
-    return softmax_.update(scores);
+    return softmax_.update(scores, on_renewed);
 #endif
   }
 
@@ -100,24 +99,25 @@ class Sm90Consumer {
 
   // Stores the output of the item whose Q is in this slot, and starts the next with zeros.
   __device__ __forceinline__ void finish_item(int slot, const float (&sum)[2]) {
-    const volatile QueryRows &query = control_.query[slot];
+    const volatile QueryRows &query = control_.query[slot][warpgroup_];
     const QueryRows where{query.first_row, query.rows, query.head, query.batch};
     arrive(control_.query_empty[slot]);
-    const uint32_t staging = shared_ + Config::kOutput + warpgroup_ * (Config::kBlockBytes / 2);
-    store_output<T, kHeadDim>(output_, sum, staging, &params_.output_map, where, warpgroup_, kStore + warpgroup_);
+    const uint32_t staging = shared_ + Config::kOutput + warpgroup_ * Config::kSliceBytes;
+    store_output<T, kHeadDim>(output_, sum, staging, &params_.output_map, where, kStore + warpgroup_);
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) output_[i] = 0.0f;
   }
 
   __device__ __forceinline__ void take_turn() {
 #ifndef SVDIT_WHATIF_NO_TURNS
-    sm90::named_sync(kTurn + warpgroup_, Config::kMathThreads);
+    sm90::named_sync(kTurn + warpgroup_, 2 * 128);
 #endif
   }
 
-  __device__ __forceinline__ void give_turn(int to) {
+  __device__ __forceinline__ void give_turn() {
 #ifndef SVDIT_WHATIF_NO_TURNS
-    sm90::named_arrive(kTurn + to, Config::kMathThreads);
+    const int next = Config::kSlices == 2 ? 1 - warpgroup_ : warpgroup_ == 2 ? 0 : warpgroup_ + 1;
+    sm90::named_arrive(kTurn + next, 2 * 128);
 #endif
   }
 
@@ -125,44 +125,51 @@ class Sm90Consumer {
     sm90::barrier_wait(sm90::shared_address(&control_.keys_full[0]), 0);
     block_ = read_block(0);
     if (block_ & kBlockIsStop) return false;
+    if (kMayIdle) block_ |= idle_mark();
     sm90::hold(scores_);
     sm90::mma_fence();
     issue_scores(scores_, 0);
     sm90::mma_wait<0>();
     sm90::hold(scores_);
     arrive(control_.keys_empty[0]);
-    softmax(scores_, block_);
+    softmax(scores_, block_, [] {});
     convert(scores_);
     return true;
   }
 
-  // The loop is unrolled by two stages, whatever their number: pair_ is the first stage of the current two.
-  __device__ __forceinline__ void advance() {
-    previous_ = pair_ + 1;
-    previous_parity_ = parity_;
-    if constexpr (kStages > 2) {
-      pair_ = (pair_ + 2) % kStages;
-      parity_ ^= pair_ == 0 ? 1 : 0;
+  // The blocks of this stage and those behind it.
+  template <int stage>
+  __device__ __forceinline__ bool steps() {
+    if (!step<stage>()) return false;
+    if constexpr (stage + 1 < kStages) {
+      return steps<stage + 1>();
     } else {
-      parity_ ^= 1;
+      return true;
     }
   }
 
-  // One block: kHalf says which of the current two stages it is in. Returns false when it was the stop mark;
-  // its scores are then of stale data, and unused.
-  template <int kHalf>
+  // One block. Returns false when it was the stop mark; its scores are then of stale data, and unused.
+  template <int stage>
   __device__ __forceinline__ bool step() {
-    const uint32_t stage = pair_ + kHalf;
-    const uint32_t previous = kHalf == 1 ? pair_ : previous_;
-    const uint32_t previous_parity = kHalf == 1 ? parity_ : previous_parity_;
+    constexpr int previous = (stage + kStages - 1) % kStages;
+    const uint32_t previous_parity = stage == 0 ? parity_ ^ 1 : parity_;
     const bool opens_item = (block_ & kBlockIsLast) != 0;
     if (opens_item) {
       query_slot_ ^= 1;
       query_low_ ^= query_flip();
     }
     sm90::barrier_wait(sm90::shared_address(&control_.keys_full[stage]), parity_);
+    const int before = block_;
     block_ = read_block(stage);
+    if (kMayIdle) block_ |= opens_item ? idle_mark() : before & kBlockIsIdle;
     take_turn();
+    if (kMayIdle && (block_ & kBlockIsIdle) != 0 && !opens_item) {
+      give_turn();
+      arrive(control_.keys_empty[stage]);
+      sm90::barrier_wait(sm90::shared_address(&control_.values_full[previous]), previous_parity);
+      arrive(control_.values_empty[previous]);
+      return true;
+    }
     sm90::hold(scores_);
     sm90::mma_fence();
     issue_scores(scores_, stage);
@@ -170,7 +177,18 @@ class Sm90Consumer {
     sm90::hold(output_);
     sm90::mma_fence();
     issue_output(previous);
-    give_turn(1 - warpgroup_);
+    give_turn();
+    if constexpr (Config::kSlices == 2) {
+      overlapped_softmax(stage, previous, opens_item);
+    } else {
+      plain_softmax(stage, previous, opens_item);
+    }
+    convert(scores_);
+    return (block_ & kBlockIsStop) == 0;
+  }
+
+  // The softmax of S runs under this warpgroup's own product, too.
+  __device__ __forceinline__ void overlapped_softmax(uint32_t stage, uint32_t previous, bool opens_item) {
     sm90::mma_wait<1>();
     sm90::hold(scores_);
     arrive(control_.keys_empty[stage]);
@@ -180,7 +198,7 @@ class Sm90Consumer {
       finished[1] = softmax_.sum[1];
       softmax_.start();
     }
-    const bool rescale = softmax(scores_, block_);
+    const bool rescale = softmax(scores_, block_, [] {});
     sm90::hold(scores_);
     if (opens_item) {
       finish_products(previous);
@@ -189,8 +207,20 @@ class Sm90Consumer {
       finish_products(previous);
       if (rescale) rescale_output();
     }
-    convert(scores_);
-    return (block_ & kBlockIsStop) == 0;
+  }
+
+  // With two other warpgroups to fill the tensor cores. The weights are free in the softmax: 32 registers less.
+  __device__ __forceinline__ void plain_softmax(uint32_t stage, uint32_t previous, bool opens_item) {
+    sm90::mma_wait<0>();
+    sm90::hold(scores_);
+    sm90::hold(output_);
+    arrive(control_.keys_empty[stage]);
+    arrive(control_.values_empty[previous]);
+    if (opens_item) {
+      finish_item(query_slot_ ^ 1, softmax_.sum);
+      softmax_.start();
+    }
+    softmax(scores_, block_, [this] { rescale_output(); });
   }
 
   // Waits for O. Called on both sides of a branch: a wait in the same basic block as the exponentials would be
@@ -202,10 +232,18 @@ class Sm90Consumer {
     arrive(control_.values_empty[stage]);
   }
 
-  // The two Q slots differ in one bit of the descriptor when the first is aligned to twice its size.
+  // Two of three warpgroups suffice for an item of one tile. The third then multiplies nothing but its first block,
+  // which comes with the last product of the item before.
+  __device__ __forceinline__ int idle_mark() {
+    const volatile QueryRows &query = control_.query[query_slot_][warpgroup_];
+    return query.rows <= 0 ? kBlockIsIdle : 0;
+  }
+
+  // What the descriptors of the two Q slots differ in.
   __device__ __forceinline__ uint32_t query_flip() const {
-    const uint32_t first = sm90::descriptor_low(shared_ + Config::kQuery + warpgroup_ * 64 * 128, 16);
-    return first ^ (first + (Config::kBlockBytes >> 4));
+    const uint32_t first =
+        sm90::descriptor_low(shared_ + Config::kQuery + warpgroup_ * Config::kSliceBytes, 16);
+    return first ^ (first + (Config::kQueryBytes >> 4));
   }
 
   const Sm90Params &params_;
@@ -217,10 +255,7 @@ class Sm90Consumer {
   Softmax softmax_;
   float output_[kHeadDim / 2];
   uint32_t weights_[32];
-  uint32_t pair_ = 0;
-  uint32_t parity_ = 0;  // of the barriers of the current two stages
-  uint32_t previous_ = 0;  // the stage before them
-  uint32_t previous_parity_ = 0;
+  uint32_t parity_ = 0;  // of the barriers of the stage
   int block_ = 0;
   float scores_[64];
 };

@@ -6,8 +6,6 @@
 
 namespace svdit {
 
-constexpr int kKeepPeriod = 16;
-
 struct Sm90Params {
   CUtensorMap query_map;   // {64 columns, tokens, heads * D / 64, batch}
   CUtensorMap key_map;     // the same of K
@@ -18,7 +16,6 @@ struct Sm90Params {
   int *counter;
   float scale_log2;          // scale * log2(e)
   float inverse_scale_log2;  // and its inverse
-  int kept_blocks;           // of each kKeepPeriod blocks of a full head, how many stay in the L2 cache
 };
 
 template <typename Config>
@@ -46,8 +43,10 @@ __device__ __forceinline__ void schedule(const Sm90Params &params, Control<Confi
     sm90::barrier_wait(sm90::shared_address(&control.item_empty), parity);
     parity ^= 1;
     Rows rows{0, 0};
-    const WorkItem item = queue.next(rows);
+    QueryRows slice{0, 0, 0, 0};
+    const WorkItem item = next_item<Config::kSlices>(queue, rows, slice);
     control.chunk[lane] = rows;
+    if (lane < Config::kSlices) control.slices[lane] = slice;
     if (lane == 0) control.item = item;
     __syncwarp();
     if (lane == 0) sm90::barrier_arrive(sm90::shared_address(&control.item_full));
@@ -55,7 +54,8 @@ __device__ __forceinline__ void schedule(const Sm90Params &params, Control<Confi
   }
 }
 
-// Producer warp. All lanes follow the same path; lane 0 starts the copies.
+// Producer warp. All lanes follow the same path; lane 0 starts the copies. What it knows of an item lies in shared
+// memory: beside three math warpgroups it has 32 registers.
 template <typename Config>
 class Sm90Producer {
   static constexpr int kStages = Config::kStages;
@@ -69,105 +69,114 @@ class Sm90Producer {
     while (true) {
       sm90::barrier_wait(sm90::shared_address(&control_.item_full), parity);
       parity ^= 1;
-      item_ = control_.item;
-      const Rows chunk = control_.chunk[lane_];
-      __syncwarp();
-      if (item_.rows == 0) break;
-      feed(chunk);
+      if (control_.item.rows == 0) break;
+      feed();
     }
     stop();
   }
 
  private:
-  __device__ __forceinline__ void feed(Rows chunk) {
+  // The scheduler may replace control_.item once request() has been called; control_.current is this warp's own.
+  __device__ __forceinline__ void feed() {
+    sm90::barrier_wait(sm90::shared_address(&control_.query_empty[query_slot_]), query_parity_ ^ 1);
+    if (lane_ == 0) control_.current = control_.item;
+    if (lane_ < Config::kSlices) control_.query[query_slot_][lane_] = control_.slices[lane_];
+    Rows chunk = control_.chunk[lane_];
+    __syncwarp();
+    const int num_ranges = item().num_ranges;
+    const int request_at = item().request_at;
+    bool requested = false;
+    opens_item_ = true;
     BlockStream stream;
-    requested_ = false;
-    num_blocks_ = 0;
-    const auto emit = [this](int row, int rows, bool last) { this->emit(row, rows, last); };
-    for (int base = 0; base < item_.num_ranges; base += kListChunk) {
-      const int ranges = min(kListChunk, item_.num_ranges - base);
-      Rows following{0, 0};
-      if (base + kListChunk + lane_ < item_.num_ranges) {
-        const int *index = params_.tables.tile_index + item_.list_begin + base + kListChunk;
-        following = tile_rows(params_.tables, __ldg(index + lane_), item_.text_len);
+    Rows following = load_ranges(kListChunk, num_ranges);
+    for (int i = 0;; ++i) {
+      if (i > 0 && i % kListChunk == 0) {
+        chunk = following;
+        following = load_ranges(i + kListChunk, num_ranges);
       }
-      for (int i = 0; i < ranges; ++i) {
-        if (base + i >= item_.request_at) request();
-        stream.push(Rows{__shfl_sync(kAllLanes, chunk.begin, i), __shfl_sync(kAllLanes, chunk.end, i)}, emit);
+      const bool at_end = i == num_ranges;
+      Rows range{__shfl_sync(kAllLanes, chunk.begin, i % kListChunk), __shfl_sync(kAllLanes, chunk.end, i % kListChunk)};
+      Rows block;
+      while (stream.pop(range, at_end, block)) emit(block, at_end && stream.is_empty());
+      if (!requested && (i >= request_at || at_end)) {
+        if (lane_ == 0) sm90::barrier_arrive(sm90::shared_address(&control_.item_empty));
+        requested = true;
       }
-      chunk = following;
+      if (at_end) break;
+      stream.push(range);
     }
-    const bool any = stream.finish(emit);
-    request();
-    if (any) {
+    if (opens_item_) {
+      store_zero_rows();
+    } else {
       load_values();
       query_parity_ ^= query_slot_;
       query_slot_ ^= 1;
-    } else {
-      using T = typename Config::Element;
-      store_zeros<T, Config::kHeadDim>(static_cast<T *>(params_.output), params_.tables.tokens, params_.tables.heads,
-                                       QueryRows{item_.first_row, item_.rows, item_.head, item_.batch});
     }
   }
 
-  __device__ __forceinline__ void request() {
-    if (!requested_ && lane_ == 0) sm90::barrier_arrive(sm90::shared_address(&control_.item_empty));
-    requested_ = true;
+  __device__ __forceinline__ const volatile WorkItem &item() const { return control_.current; }
+
+  // The range of this lane's number in the chunk that starts at base.
+  __device__ __forceinline__ Rows load_ranges(int base, int num_ranges) const {
+    if (base + lane_ >= num_ranges) return Rows{0, 0};
+    const int tile = __ldg(params_.tables.tile_index + item().list_begin + base + lane_);
+    return tile_rows(params_.tables, tile, item().text_len);
+  }
+
+  __device__ __forceinline__ void store_zero_rows() {
+    using T = typename Config::Element;
+    for (int i = 0; i < Config::kSlices; ++i) {
+      const volatile QueryRows &slice = control_.query[query_slot_][i];
+      store_zeros<T, Config::kHeadDim>(static_cast<T *>(params_.output), params_.tables.tokens, params_.tables.heads,
+                                       QueryRows{slice.first_row, slice.rows, slice.head, slice.batch});
+    }
+    __syncwarp();
   }
 
   // K of this block, then V of the one before: the order in which the consumers need them.
-  __device__ __forceinline__ void emit(int row, int rows, bool last) {
+  __device__ __forceinline__ void emit(Rows block, bool last) {
     const int stage = count_ % kStages;
-    const uint32_t parity = count_ / kStages & 1;
-    const bool opens_item = num_blocks_ == 0;
-    if (opens_item) sm90::barrier_wait(sm90::shared_address(&control_.query_empty[query_slot_]), query_parity_ ^ 1);
-    sm90::barrier_wait(sm90::shared_address(&control_.keys_empty[stage]), parity ^ 1);
+    const uint32_t full = sm90::shared_address(&control_.keys_full[stage]);
+    sm90::barrier_wait(sm90::shared_address(&control_.keys_empty[stage]), (count_ / kStages & 1) ^ 1);
 #ifdef SVDIT_WHATIF_ONE_TILE
-    row = 0;
+    block = Rows{0, block.end - block.begin};
 #endif
+    if (opens_item_ && lane_ < Config::kSlices) load_query(full);
+    __syncwarp();
     if (lane_ == 0) {
-      const uint32_t full = sm90::shared_address(&control_.keys_full[stage]);
-      const int column = item_.head * (Config::kHeadDim / 64);
-      control_.block[stage] = rows | (last ? kBlockIsLast : 0);
-      if (opens_item) {
-        control_.query[query_slot_] = QueryRows{item_.first_row, item_.rows, item_.head, item_.batch};
-        sm90::barrier_arrive_expect(full, 2 * Config::kBlockBytes);
-        sm90::load_box_4d(shared_ + Config::kQuery + query_slot_ * Config::kBlockBytes, &params_.query_map, full, sm90::Keep::kShort, 0,
-                          item_.first_row, column, item_.batch);
-      } else {
-        sm90::barrier_arrive_expect(full, Config::kBlockBytes);
-      }
-      sm90::load_box_4d(shared_ + Config::kKeys + stage * Config::kBlockBytes, &params_.key_map, full, keep(row), 0, row, column,
-                        item_.batch);
+      control_.block[stage] = (block.end - block.begin) | (last ? kBlockIsLast : 0);
+      sm90::barrier_arrive_expect(full, Config::kBlockBytes + (opens_item_ ? Config::kQueryBytes : 0));
+      sm90::load_box_4d(shared_ + Config::kKeys + stage * Config::kBlockBytes, &params_.key_map, full, sm90::Keep::kNormal, 0,
+                        block.begin, item().head * (Config::kHeadDim / 64), item().batch);
     }
     __syncwarp();
-    if (!opens_item) load_values();
-    previous_row_ = row;
-    previous_rows_ = rows;
-    ++num_blocks_;
+    if (!opens_item_) load_values();
+    if (lane_ == 0) control_.previous = block;
+    opens_item_ = false;
     ++count_;
   }
 
-  // All thread blocks sweep K and V of a full head from end to end, and drift apart. Where the two exceed the
-  // L2 cache, least-recently-used replacement would then lose every block before its next use; so a fixed share
-  // of the blocks is kept and the others pass through.
-  __device__ __forceinline__ sm90::Keep keep(int row) const {
-    if (!item_.is_full) return sm90::Keep::kNormal;
-    return row / kBlockRows % kKeepPeriod < params_.kept_blocks ? sm90::Keep::kLong : sm90::Keep::kShort;
+  // One slice a lane. Bytes may arrive before the barrier is told to expect them.
+  __device__ __forceinline__ void load_query(uint32_t full) {
+    const volatile QueryRows &slice = control_.query[query_slot_][lane_];
+    sm90::load_box_4d(shared_ + Config::kQuery + query_slot_ * Config::kQueryBytes + lane_ * Config::kSliceBytes,
+                      &params_.query_map, full, sm90::Keep::kShort, 0, slice.first_row,
+                      slice.head * (Config::kHeadDim / 64), slice.batch);
   }
 
   // V of block count_ - 1.
   __device__ __forceinline__ void load_values() {
     const int index = count_ - 1;
     const int stage = index % kStages;
-    const uint32_t parity = index / kStages & 1;
-    sm90::barrier_wait(sm90::shared_address(&control_.values_empty[stage]), parity ^ 1);
+    sm90::barrier_wait(sm90::shared_address(&control_.values_empty[stage]), (index / kStages & 1) ^ 1);
     if (lane_ == 0) {
       const uint32_t full = sm90::shared_address(&control_.values_full[stage]);
+      const volatile Rows &block = control_.previous;
+      const int end = block.end;
       sm90::barrier_arrive_expect(full, Config::kBlockBytes);
-      sm90::load_box_5d(shared_ + Config::kValues + stage * Config::kBlockBytes, &params_.value_map, full, keep(previous_row_), 0,
-                        kRaggedRows - previous_rows_, item_.head * (Config::kHeadDim / 64), item_.batch,
-                        previous_row_ + previous_rows_);
+      sm90::load_box_5d(shared_ + Config::kValues + stage * Config::kBlockBytes, &params_.value_map, full,
+                        sm90::Keep::kNormal, 0, kRaggedRows - (end - block.begin), item().head * (Config::kHeadDim / 64),
+                        item().batch, end);
     }
     __syncwarp();
   }
@@ -186,12 +195,8 @@ class Sm90Producer {
   Control<Config> &control_;
   const uint32_t shared_;
   const int lane_;
-  WorkItem item_;
-  bool requested_ = false;
-  int num_blocks_ = 0;         // of this item
-  uint32_t count_ = 0;         // of the stream
-  int previous_row_ = 0;
-  int previous_rows_ = 0;
+  bool opens_item_ = false;  // no block of the item has been emitted yet
+  uint32_t count_ = 0;       // blocks of the stream
   int query_slot_ = 0;
   uint32_t query_parity_ = 0;
 };

@@ -54,34 +54,22 @@ bool make_map(EncodeTiled encode, const svdit_problem &problem, const MapRequest
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-// Half the cache, for the rest of the traffic and because lines may be held twice.
-int kept_blocks(const svdit_problem &problem, int l2_bytes) {
-#ifdef SVDIT_NO_L2_HINTS
-  return kKeepPeriod;
-#endif
-  const double keys_and_values = 4.0 * problem.tokens * problem.head_dim;
-  const double share = 0.5 * l2_bytes / keys_and_values;
-  return share >= 1.0 ? kKeepPeriod : int(share * kKeepPeriod);
-}
-
 template <typename Config>
 svdit_status launch(const LaunchRequest &request, Report &report) {
   const svdit_problem &problem = request.problem;
   const EncodeTiled encode = find_encoder(report);
   if (encode == nullptr) return report.status();
   Sm90Params params{};
-  const bool mapped = make_map(encode, problem, {request.tensors.q, kBlockRows, false}, &params.query_map) &&
+  const bool mapped = make_map(encode, problem, {request.tensors.q, kSliceRows, false}, &params.query_map) &&
                       make_map(encode, problem, {request.tensors.k, kBlockRows, false}, &params.key_map) &&
                       make_map(encode, problem, {request.tensors.v, kBlockRows, true}, &params.value_map) &&
-                      make_map(encode, problem, {request.tensors.o, kBlockRows / 2, true}, &params.output_map);
+                      make_map(encode, problem, {request.tensors.o, kSliceRows, true}, &params.output_map);
   if (!mapped) return report.fail(SVDIT_CUDA_ERROR, "driver: refused a tensor map; check that q, k, v and o are device memory");
   params.tables = work_tables(problem, request.tables);
   params.output = request.tensors.o;
   params.counter = static_cast<int *>(request.workspace);
   params.scale_log2 = problem.scale * 1.4426950408889634f;
   params.inverse_scale_log2 = 1.0f / params.scale_log2;
-
-  params.kept_blocks = kept_blocks(problem, request.l2_bytes);
 
   const auto kernel = sm90_sparse_attention<Config>;
   constexpr uint32_t kShared = shared_bytes<Config>();

@@ -44,7 +44,6 @@ __device__ __forceinline__ bool barrier_try_wait(uint32_t barrier, uint32_t pari
 enum class Keep : uint64_t {
   kNormal = 0x1000000000000000,
   kShort = 0x12F0000000000000,
-  kLong = 0x14F0000000000000,
 };
 
 #ifdef SVDIT_WATCHDOG

@@ -66,6 +66,12 @@ struct Softmax {
   // Scores to probabilities in place. Returns whether the output must be multiplied by rescale.
   template <int kValues>
   __device__ __forceinline__ bool update(float (&scores)[kValues]) {
+    return update(scores, [] {});
+  }
+
+  // The same; on_renewed is called as soon as rescale is known.
+  template <int kValues, typename OnRenewed>
+  __device__ __forceinline__ bool update(float (&scores)[kValues], OnRenewed &&on_renewed) {
     float block_max[2][2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -86,6 +92,7 @@ struct Softmax {
     if (renewed) {
       renew(0, top0);
       renew(1, top1);
+      on_renewed();
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

@@ -13,15 +13,32 @@ class Queue {
 
   // Called by a whole warp. Every lane gets the same item, and the range of its own number.
   __device__ __forceinline__ WorkItem next(Rows &range) {
-    const int total = tables_.batch * tables_.num_items;
-    while (true) {
-      const int position = draw();
-      if (position >= total) return WorkItem{0, 0, 0, 0, 0, 0, 0, 0, false};
-      const int batch = position / tables_.num_items;
-      const int code = __ldg(tables_.work_order + stage_ * tables_.num_items + position - batch * tables_.num_items);
-      if (code >= 0) return decode_item(tables_, stage_, code, batch, range);
+    Entry entry;
+    while (next_entry(entry)) {
+      const int code = __ldg(order() + entry.place);
+      if (code >= 0) return decode_item(tables_, stage_, code, entry.batch, range);
     }
+    return no_item();
   }
+
+  struct Entry {
+    int batch;
+    int place;  // in work_order
+  };
+
+  // Called by a whole warp. Returns false when all entries are taken.
+  __device__ __forceinline__ bool next_entry(Entry &entry) {
+    const int position = draw();
+    entry.batch = position / tables_.num_items;
+    entry.place = position - entry.batch * tables_.num_items;
+    return position < tables_.batch * tables_.num_items;
+  }
+
+  __device__ __forceinline__ const int *order() const { return tables_.work_order + stage_ * tables_.num_items; }
+  __device__ __forceinline__ const WorkTables &tables() const { return tables_; }
+  __device__ __forceinline__ int stage() const { return stage_; }
+
+  static __device__ __forceinline__ WorkItem no_item() { return WorkItem{0, 0, 0, 0, 0, 0, 0, 0, false}; }
 
  private:
   // The first position of a thread block is its own index; the counter hands out the rest.

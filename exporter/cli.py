@@ -22,7 +22,13 @@ from svdit.plans.command import json_option, reports_mistakes, write_json
 )
 @click.option("--variant", type=click.Choice(VARIANTS), default="plugin", show_default=True, help="Graphs to write.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Compute type.")
-@click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True, help="2 serves guidance.")
+@click.option(
+    "--batch",
+    default="2",
+    show_default=True,
+    metavar="N|LOW-HIGH",
+    help="Rows of a call; 1-2 serves calls with and without guidance.",
+)
 @click.option("--height", type=int, help="Height of the video in pixels; the plan must be for it.")
 @click.option("--width", type=int, help="Width of the video in pixels; the plan must be for it.")
 @click.option("--frames", type=int, help="Frames of the video; the plan must be for them.")
@@ -36,7 +42,7 @@ def main(
     checkpoint: Path | None,
     variant: str,
     precision: str,
-    batch: int,
+    batch: str,
     height: int | None,
     width: int | None,
     frames: int | None,
@@ -59,7 +65,7 @@ def run(
     checkpoint: Path | None,
     variant: str,
     precision: str,
-    batch: int,
+    batch: str,
     size: tuple[int | None, int | None, int | None],
     copy_weights: bool,
     output: Path,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from svdit.exporter.link import place_weights
 from svdit.exporter.models.registry import adapter as find_adapter
 from svdit.exporter.models.video import VideoSize
+from svdit.plans.batch import Batch, batch_of
 from svdit.plans.bundle import (
     MANIFEST_FILE,
     PACKAGED,
@@ -33,7 +34,7 @@ from svdit.plans.bundle import (
     write_manifest,
 )
 from svdit.plans.errors import complain
-from svdit.plans.fields import integer, one_of
+from svdit.plans.fields import one_of
 from svdit.plans.files import unusable
 from svdit.plans.schema import Plan, dumps
 from svdit.plans.tables import Tables, tables_of
@@ -59,6 +60,7 @@ class Traced:
     tables: Tables
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    batch: Batch
 
 
 def export(
@@ -69,7 +71,7 @@ def export(
     checkpoint: str | Path | None = None,
     variant: str = "plugin",
     precision: str = "fp32",
-    batch: int = 2,
+    batch: int | str | tuple[int, int] = 2,
     size: tuple[int | None, int | None, int | None] = (None, None, None),
     copy_weights: bool = False,
     report: Callable[[str], None] = lambda step: None,
@@ -77,6 +79,7 @@ def export(
 ) -> Bundle:
     """Write the bundle `out` for one model and plan, and return it as read back.
 
+    `batch` is a number of rows, or a range that one graph serves: (1, 2) or "1-2".
     `size`, frames, height and width of the video in pixels, only checks the plan's grid; None is whatever that gives.
     `report` hears of each of STEPS as it begins, `note` gets sentences for the user. Raises SvditError for
     whatever does not fit together; then nothing has been written and an older bundle at `out` is untouched.
@@ -84,7 +87,7 @@ def export(
     adapter = find_adapter(model)
     one_of(variant, "variant", VARIANTS)
     one_of(precision, "precision", PRECISIONS)
-    integer(batch, "batch", low=1)
+    rows = batch_of(batch)
     if variant != "plugin" and precision != "fp32":
         raise complain("precision", precision, f"fp32 for the {variant} variant", "only the plugin computes in half")
     out = Path(out)
@@ -92,14 +95,14 @@ def export(
     folder, source = _checkpoint(adapter, checkpoint)
     check_size(adapter, folder, plan, size)
     report("trace")
-    traced = trace_denoiser(adapter, folder, plan, precision, batch, report)
+    traced = trace_denoiser(adapter, folder, plan, precision, rows, report)
     report("rewrite")
     graphs = rewrite(traced, plan, variant)
     report("check")
     for graph, _ in graphs.values():
         check(graph)
     report("save")
-    return _save(out, adapter, folder, source, plan, traced, graphs, variant, precision, batch, copy_weights, note)
+    return _save(out, adapter, folder, source, plan, traced, graphs, variant, precision, rows, copy_weights, note)
 
 
 def check_target(out: Path) -> None:
@@ -158,12 +161,10 @@ def trace_denoiser(
     checkpoint: Path,
     plan: Plan,
     precision: str,
-    batch: int,
+    batch: Batch,
     report: Callable[[str], None] = lambda step: None,
 ) -> Traced:
     """One graph for every variant: the denoiser with a SparseAttention node a layer, its values bound."""
-    import torch
-
     from svdit.exporter import graph
     from svdit.exporter.attention import SymbolicAttention
 
@@ -171,16 +172,15 @@ def trace_denoiser(
     tables = tables_of(plan)
     attention = SymbolicAttention(tables)
     denoiser = adapter.traced_denoiser(checkpoint, plan.tiling(), attention, dtype=COMPUTE_TYPES[precision])
-    inputs = adapter.inputs(checkpoint, plan.geometry, batch)
-    examples = {x.name: torch.empty(x.shape, dtype=getattr(torch, x.dtype), device="meta") for x in inputs}
-    model = graph.trace(denoiser.module, examples, OUTPUT)
+    inputs = adapter.inputs(checkpoint, plan.geometry, batch.dim)
+    model = graph.trace(denoiser.module, inputs, OUTPUT)
     report("tidy")
     graph.name_nodes(graph.simplify(model))
     values = {f"attention.{name}": value for name, value in attention.unique.values.items()}
     graph.bind_constants(model, {**denoiser.buffers, **values})
     graph.bind_weights(model, denoiser.parameters)
-    outputs = (TensorSpec(OUTPUT, "float32", tuple(int(n) for n in model.graph.outputs[0].shape)),)
-    return Traced(model, denoiser.parameters, tables, inputs, outputs)
+    shape = (batch.dim, *(int(n) for n in model.graph.outputs[0].shape[1:]))
+    return Traced(model, denoiser.parameters, tables, inputs, (TensorSpec(OUTPUT, "float32", shape),), batch)
 
 
 def rewrite(traced: Traced, plan: Plan, variant: str) -> dict[str, tuple[ir.Model, tuple[int, ...]]]:
@@ -189,14 +189,15 @@ def rewrite(traced: Traced, plan: Plan, variant: str) -> dict[str, tuple[ir.Mode
 
     every = tuple(range(len(plan.stages)))
     if variant == "plugin":
-        return {"dit.onnx": (traced.model, every)}
+        return {"dit.onnx": (graph.fill_by_arithmetic(traced.model.clone()), every)}
+    most = traced.batch.most
     if variant == "dense":
-        model = portable.expand_dense(traced.model.clone(), traced.tables)
-        return {"dit.onnx": (graph.drop_unused(model), every)}
+        model = portable.expand_dense(traced.model.clone(), traced.tables, most)
+        return {"dit.onnx": (graph.fill_by_arithmetic(graph.drop_unused(model)), every)}
     graphs = {}
     for stage in every:
-        model = portable.expand_sparse(traced.model.clone(), traced.tables, stage)
-        graphs[f"dit.stage{stage}.onnx"] = (graph.drop_unused(model), (stage,))
+        model = portable.expand_sparse(traced.model.clone(), traced.tables, stage, most)
+        graphs[f"dit.stage{stage}.onnx"] = (graph.fill_by_arithmetic(graph.drop_unused(model)), (stage,))
     return graphs
 
 
@@ -228,7 +229,7 @@ def _save(
     graphs: dict[str, tuple[ir.Model, tuple[int, ...]]],
     variant: str,
     precision: str,
-    batch: int,
+    batch: Batch,
     copy_weights: bool,
     note: Callable[[str], None],
 ) -> Bundle:

@@ -9,50 +9,63 @@ from __future__ import annotations
 import ast
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
+from svdit.exporter.node_builder import Constants, NodeBuilder
 from svdit.exporter.op_schema import DOMAIN, OP_TYPE
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from svdit.exporter.models.base import StoredTensor
+    from svdit.plans.bundle import TensorSpec
 
 OPSET = 20
 """ONNX opset of every graph: the first one with Gelu."""
+EXAMPLE_ROWS = 2
+"""Of a free dimension while tracing; the tracer takes 0 and 1 for special cases."""
 STORED_TYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch's exporter notes the module path of a node."""
 
 
-def trace(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor], output: str) -> ir.Model:
-    """Export a module without values. `inputs` gives name, shape and type of forward's arguments in order.
+def trace(module: torch.nn.Module, inputs: Sequence[TensorSpec], output: str) -> ir.Model:
+    """Export a module without values. `inputs` are forward's arguments in order; the first dimension may be free.
 
     Parameters and buffers become initializers under their own names; nothing in them is valid yet.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
-    with FakeTensorMode(), _quiet():
+    def example(spec: TensorSpec) -> torch.Tensor:
+        shape = [EXAMPLE_ROWS if isinstance(size, str) else size for size in spec.shape]
+        return torch.empty(shape, dtype=getattr(torch, spec.dtype), device="cpu")
+
+    names = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
+    free = {name: torch.export.Dim(name, min=1) for name in names}
+    dims = tuple({i: free[n] for i, n in enumerate(spec.shape) if n in free} for spec in inputs)
+    with FakeTensorMode(shape_env=ShapeEnv()), _quiet():
         module._apply(fake)
         program = torch.onnx.export(
             module,
-            tuple(fake(x) for x in inputs.values()),
+            tuple(map(example, inputs)),
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            input_names=list(inputs),
+            input_names=[spec.name for spec in inputs],
             output_names=[output],
+            dynamic_shapes=dims if free else None,
         )
     return program.model
 
@@ -85,6 +98,7 @@ def simplify(model: ir.Model) -> ir.Model:
         graph.inputs.append(value)
     with _quiet():
         skip_no_ops(model)
+        state_shapes(model)
         for _ in range(2):  # merging equal nodes opens the way for more folding
             fold_constants(model)
             common.RemoveUnusedNodesPass()(model)
@@ -108,6 +122,41 @@ def skip_no_ops(model: ir.Model) -> ir.Model:
             node.outputs[0].replace_all_uses_with(source)
             model.graph.remove(node, safe=True)
     return model
+
+
+def state_shapes(model: ir.Model) -> ir.Model:
+    """Give reshapes of tensors with one free dimension a constant shape, so that no shape is computed when running."""
+    for node in list(model.graph):
+        shape = node.outputs[0].shape if node.op_type == "Reshape" else None
+        if shape is None or sum(isinstance(n, ir.SymbolicDim) for n in shape) != 1:
+            continue
+        sizes = np.array([-1 if isinstance(n, ir.SymbolicDim) else n for n in shape], dtype=np.int64)
+        constant = ir.node("Constant", [], {"value": ir.tensor(sizes)})
+        model.graph.insert_before(node, constant)
+        node.replace_input_with(1, constant.outputs[0])
+    return model
+
+
+def fill_by_arithmetic(model: ir.Model) -> ir.Model:
+    """Compute constants that have a row for every row of the inputs from an input itself, not from its shape.
+
+    Then nothing in the graph depends on shapes, and a run of it can be captured once for each batch.
+    """
+    for node in [node for node in model.graph if node.op_type == "Expand"]:
+        value, out = ir.convenience.get_const_tensor(node.inputs[0]), node.outputs[0]
+        if value is None or value.size != 1 or not isinstance(out.shape[0], ir.SymbolicDim):
+            raise AssertionError(f"{node.name}: an Expand that is no constant with a row for every row of the inputs")
+        rows = next(x for x in model.graph.inputs if len(x.shape) == 1 and isinstance(x.shape[0], ir.SymbolicDim))
+        build = NodeBuilder(Constants(model.graph, f"{node.name}/"), node.name)
+        never = build.add("Less", [rows, rows], rows.shape, dtype=ir.DataType.BOOL)
+        zeros = build.add("Cast", [never], rows.shape, dtype=out.dtype, to=int(out.dtype))
+        zeros = build.reshape(zeros, [*rows.shape, *[1] * (len(out.shape) - 1)], "by_row")
+        filled = build.constant(np.broadcast_to(value.numpy(), (1, *out.shape[1:])), "value")
+        result = build.add("Add", [zeros, filled], out.shape)
+        model.graph.insert_before(node, build.nodes)
+        out.replace_all_uses_with(result)
+        model.graph.remove(node, safe=True)
+    return drop_unused(model)
 
 
 def _is_flat(shape: ir.Value) -> bool:

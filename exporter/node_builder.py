@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+Dim = int | ir.SymbolicDim
+"""A free dimension is symbolic; only the batch may be one."""
+
 
 class Constants:
     """Initializers of one graph by content: asking twice for equal arrays gives one initializer."""
@@ -53,7 +56,7 @@ class NodeBuilder:
         self,
         op_type: str,
         inputs: Sequence[ir.Value],
-        shape: Sequence[int],
+        shape: Sequence[Dim],
         *,
         label: str = "",
         dtype: ir.DataType | None = None,
@@ -97,17 +100,26 @@ class NodeBuilder:
         table = self.constant(index.astype(np.int32), "index")
         return self.add("Gather", [x, table], shape, label=label, axis=axis)
 
-    def reshape(self, x: ir.Value, shape: Sequence[int], label: str) -> ir.Value:
-        return self.add("Reshape", [x, self.ints(*shape)], shape, label=label)
+    def reshape(self, x: ir.Value, shape: Sequence[Dim], label: str) -> ir.Value:
+        """x in a shape of which one dimension may be free."""
+        sizes = [-1 if isinstance(n, ir.SymbolicDim) else n for n in shape]
+        return self.add("Reshape", [x, self.ints(*sizes)], shape, label=label)
+
+    def sizes(self, like: ir.Value, shape: Sequence[Dim], label: str) -> ir.Value:
+        """int64 vector of a shape whose first dimension is that of `like`, also where it is free."""
+        if not isinstance(shape[0], ir.SymbolicDim):
+            return self.ints(*shape)
+        rows = self.add("Shape", [like], [1], label=f"{label}/num_rows", dtype=ir.DataType.INT64, start=0, end=1)
+        return self.concat([rows, self.ints(*shape[1:])], 0, f"{label}/sizes")
 
     def transpose(self, x: ir.Value, perm: Sequence[int], label: str) -> ir.Value:
         return self.add("Transpose", [x], [x.shape[i] for i in perm], label=label, perm=list(perm))
 
-    def _keep(self, node: ir.Node, shapes: Sequence[Sequence[int]], dtype: ir.DataType) -> list[ir.Value]:
+    def _keep(self, node: ir.Node, shapes: Sequence[Sequence[Dim]], dtype: ir.DataType) -> list[ir.Value]:
         for i, (value, shape) in enumerate(zip(node.outputs, shapes, strict=True)):
             value.name = node.name if i == 0 else f"{node.name}:{i}"
             value.dtype = dtype
-            value.shape = ir.Shape([int(n) for n in shape])
+            value.shape = ir.Shape([n if isinstance(n, ir.SymbolicDim) else int(n) for n in shape])
         self.nodes.append(node)
         return list(node.outputs)
 

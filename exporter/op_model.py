@@ -13,9 +13,12 @@ IR_VERSION = 10
 
 
 def op_model(
-    tables: Tables, batch: int, head_dim: int, layer: int = 0, scale: float | None = None, dtype: str = "FLOAT"
+    tables: Tables, batch: int | str, head_dim: int, layer: int = 0, scale: float | None = None, dtype: str = "FLOAT"
 ) -> ir.Model:
-    """Inputs Q, K, V [B, N, H, D], stage and text_len; output O; the tables of one layer as initializers."""
+    """Inputs Q, K, V [B, N, H, D], stage and text_len; output O; the tables of one layer as initializers.
+
+    `batch` is a number, or the name of a free dimension.
+    """
     tokens, heads = int(tables.tile_offsets[-1]), tables.head_pattern[layer].shape[1]
     real, integer = ir.DataType[dtype], ir.DataType.INT32
     shapes = {"stage": [1], "text_len": [batch]}

@@ -30,28 +30,32 @@ MASKED = -1e30
 """Added to the score of a text key that is not valid: exp gives exactly 0 beside any valid key."""
 
 
-def expand_sparse(model: ir.Model, tables: Tables, stage: int) -> ir.Model:
-    """Replace every SparseAttention node by what it computes in one stage of the plan."""
-    return _expand(model, tables, lambda layer: tables.head_pattern[layer][stage])
+def expand_sparse(model: ir.Model, tables: Tables, stage: int, most: int = 1) -> ir.Model:
+    """Replace every SparseAttention node by what it computes in one stage of the plan.
+
+    `most` is the largest batch of a graph whose batch is free.
+    """
+    return _expand(model, tables, lambda layer: tables.head_pattern[layer][stage], most)
 
 
-def expand_dense(model: ir.Model, tables: Tables) -> ir.Model:
+def expand_dense(model: ir.Model, tables: Tables, most: int = 1) -> ir.Model:
     """Replace every SparseAttention node by dense attention: the baseline, in ONNX Runtime's fastest form.
 
     That is com.microsoft.MultiHeadAttention (docs/export.md has the comparison). It takes no text length, so
     sequences whose text may end early get the chunked standard operators instead.
     """
     if not all(_all_text_counts(node, tables) for node in attention_nodes(model)):
-        return _expand(model, tables, lambda layer: np.full_like(tables.head_pattern[layer][0], FULL))
+        return _expand(model, tables, lambda layer: np.full_like(tables.head_pattern[layer][0], FULL), most)
     model.graph.opset_imports["com.microsoft"] = 1
     return _replace_each(model, lambda node, build, layer: _fused(node, build))
 
 
-def _expand(model: ir.Model, tables: Tables, patterns_of: Callable[[int], np.ndarray]) -> ir.Model:
+def _expand(model: ir.Model, tables: Tables, patterns_of: Callable[[int], np.ndarray], most: int) -> ir.Model:
     def one(node: ir.Node, build: NodeBuilder, layer: int) -> ir.Value:
         scale = node.attributes["scale"].as_float()
         text_len = None if _all_text_counts(node, tables) else node.inputs[4]
-        nodes = Portable(build, tables, text_len, scale)
+        rows = node.inputs[0].shape[0]
+        nodes = Portable(build, tables, text_len, scale, rows if isinstance(rows, int) else most)
         return nodes.attention(*node.inputs[:3], patterns_of(layer))
 
     return _replace_each(model, one)
@@ -61,7 +65,11 @@ def _all_text_counts(node: ir.Node, tables: Tables) -> bool:
     """Whether no text key is ever masked: there is none, or text_len is a constant that covers them all."""
     if not tables.text_tokens:
         return True
-    known = ir.convenience.get_const_tensor(node.inputs[4])
+    given = node.inputs[4]
+    expand = given.producer()
+    if expand is not None and expand.op_type == "Expand":  # one length for every row of a free batch
+        given = expand.inputs[0]
+    known = ir.convenience.get_const_tensor(given)
     return known is not None and bool((known.numpy() >= tables.text_tokens).all())
 
 
@@ -99,12 +107,13 @@ def _fused(node: ir.Node, build: NodeBuilder) -> ir.Value:
 class Portable:
     """The nodes of one layer."""
 
-    def __init__(self, build: NodeBuilder, tables: Tables, text_len: ir.Value | None, scale: float) -> None:
-        """`text_len` int32 [B], or None where every text key counts."""
+    def __init__(self, build: NodeBuilder, tables: Tables, text_len: ir.Value | None, scale: float, batch: int) -> None:
+        """`text_len` int32 [B], or None where every text key counts; `batch` is B, or the largest that it may be."""
         self.build = build
         self.tables = tables
         self.text_len = text_len
         self.scale = scale
+        self.batch = batch
         self.tile = uniform_size(tables)
         self._bias: ir.Value | None = None
         self._tiles: dict[str, ir.Value] = {}
@@ -123,7 +132,7 @@ class Portable:
             if pattern == SKIP:
                 parts.append(self._zeros(by_head[0], len(every), by_head[0].shape[2], label))
                 continue
-            together = self._heads_at_once(pattern, q.shape[0])
+            together = self._heads_at_once(pattern)
             for start in range(0, len(every), together):
                 heads = every[start : start + together]
                 taken = [build.take(x, heads, 1, f"{label}/{name}") for name, x in zip("qkv", by_head, strict=True)]
@@ -132,13 +141,13 @@ class Portable:
         joined = build.take(joined, np.argsort(order), 1, "heads_in_order")
         return build.transpose(joined, [0, 2, 1, 3], "attended")
 
-    def _heads_at_once(self, pattern: int, batch: int) -> int:
+    def _heads_at_once(self, pattern: int) -> int:
         """Heads that leave room for WIDE query rows against the longest key list."""
         sizes = np.diff(self.tables.tile_offsets)
         work = batches(self.tables, pattern)
         rows = min(WIDE, max(len(item.queries) for item in work))
         keys = max(int(sizes[list(item.key_tiles)].sum()) for item in work)
-        return max(1, SCORE_ELEMENTS // (batch * rows * max(keys, 1)))
+        return max(1, SCORE_ELEMENTS // (self.batch * rows * max(keys, 1)))
 
     def _pattern(self, q: ir.Value, k: ir.Value, v: ir.Value, pattern: int, label: str) -> ir.Value:
         """[B, h, N, D] each; the output rows are brought back to sequence order at the end."""
@@ -169,8 +178,8 @@ class Portable:
 
     def _cuts(self, q: ir.Value, num_keys: int) -> list[int]:
         """Row counts that keep B * h * rows * num_keys near SCORE_ELEMENTS."""
-        batch, heads, rows, _ = q.shape
-        most = SCORE_ELEMENTS // (batch * heads * num_keys) // ROW_STEP * ROW_STEP
+        _, heads, rows, _ = q.shape
+        most = SCORE_ELEMENTS // (self.batch * heads * num_keys) // ROW_STEP * ROW_STEP
         most = max(most, ROW_STEP)
         return [min(most, rows - start) for start in range(0, rows, most)]
 
@@ -190,9 +199,8 @@ class Portable:
     def _zeros(self, like: ir.Value, heads: int, rows: int, label: str) -> ir.Value:
         shape = [like.shape[0], heads, rows, like.shape[3]]
         zero = ir.tensor(np.zeros(1, dtype=np.float32))
-        return self.build.add(
-            "ConstantOfShape", [self.build.ints(*shape)], shape, label=f"{label}/zeros", dtype=like.dtype, value=zero
-        )
+        sizes = self.build.sizes(like, shape, label)
+        return self.build.add("ConstantOfShape", [sizes], shape, label=f"{label}/zeros", dtype=like.dtype, value=zero)
 
     def _text_keys(self, batch: Batch) -> np.ndarray:
         """Indices among the batch's keys that are text and may be masked."""

@@ -18,9 +18,10 @@ from svdit.plans.errors import complain
 from svdit.plans.fields import number, one_of
 from svdit.plans.flops import mean_density
 from svdit.plans.geometry import Geometry
+from svdit.plans.numbers import significant
 from svdit.plans.patterns import Tiles, pattern_from_json
 from svdit.plans.schema import Plan, Stage
-from svdit.plans.search import Measurement, mode_density, relative_error, with_full
+from svdit.plans.search import Measurement, mode_density, with_full
 from svdit.plans.stages import Segment
 from svdit.plans.tiles import Tiling
 
@@ -85,7 +86,7 @@ def unmeasured_plan(
         stages.insert(0, stage(dense / steps, "full"))
     record = {"method": method, "target": {"density": density}, "steps": steps, "choice": "no measurement"}
     plan = Plan(model, geometry, tile, {name: pattern_from_json(spec)}, tuple(stages), record)
-    return replace(plan, provenance={**record, "density": float(f"{mean_density(plan):.6g}")})
+    return replace(plan, provenance={**record, "density": significant(mean_density(plan))})
 
 
 def choice(method: str, measured: Measurement, dense_steps: int, density: float) -> list[Segment]:
@@ -99,7 +100,7 @@ def choice(method: str, measured: Measurement, dense_steps: int, density: float)
     if dense_steps >= steps:
         return [Segment(0, steps, np.full((layers, heads), modes), 0.0)]
     normaliser = "head" if method == "psa" else "layer"
-    error = with_full(relative_error(measured.error, measured.power, normaliser), 0.0)[dense_steps:].mean(0)
+    error = with_full(measured.relative(normaliser), 0.0)[dense_steps:].mean(0)
     kept = mode_density(measured)
     picked = _sparsest(error, kept, density) if method == "psa" else error[..., :-1].argmin(-1)
     loss = float(np.take_along_axis(error, picked[..., None], -1).sum()) * (steps - dense_steps)

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
+from svdit.plans.batch import Batch, batch_of
 from svdit.plans.errors import SvditError, complain, rooted
 from svdit.plans.fields import array, header, integer, integers, one_of, record, shown, string
 from svdit.plans.files import parse_json, read_text, unusable, write_atomic
@@ -46,6 +47,10 @@ class TensorSpec:
             for i, dim in enumerate(shape)
         )
         object.__setattr__(self, "shape", tuple(checked))
+
+    def sizes(self, rows: int) -> tuple[int, ...]:
+        """The shape where a free dimension is `rows`."""
+        return tuple(rows if isinstance(dim, str) else dim for dim in self.shape)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class Manifest:
     variant: str
     precision: str
     geometry: Geometry
-    batch: int
+    batch: Batch
+    """Rows of a call; a number or a pair of numbers is taken too."""
     latent_shape: tuple[int, int, int, int]
     """Channels, frames, height, width of the latents, batch left out."""
     plan_sha256: str
@@ -103,7 +109,7 @@ class Manifest:
         string(self.model, "model")
         one_of(self.variant, "variant", VARIANTS)
         one_of(self.precision, "precision", PRECISIONS)
-        put(self, "batch", integer(self.batch, "batch", low=1))
+        put(self, "batch", batch_of(self.batch))
         put(self, "latent_shape", integers(self.latent_shape, "latent_shape", 4, low=1))
         _check_sha256(self.plan_sha256, "plan_sha256")
         for name in ("graphs", "weights", "inputs", "outputs"):
@@ -160,7 +166,8 @@ def graph_file(folder: str | Path, name: str, stages: tuple[int, ...]) -> GraphF
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Write `manifest.json` atomically. Write the other files first."""
-    data = {"format": FORMAT, "version": VERSION, **asdict(manifest), "geometry": manifest.geometry.to_json()}
+    own = {"geometry": manifest.geometry.to_json(), "batch": manifest.batch.to_json()}
+    data = {"format": FORMAT, "version": VERSION, **asdict(manifest), **own}
     write_atomic(Path(folder) / MANIFEST_FILE, json.dumps(data, indent=1) + "\n")
 
 

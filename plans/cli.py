@@ -11,6 +11,7 @@ from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import SvditError
 from svdit.plans.fit_cli import fit
 from svdit.plans.flops import mean_density
+from svdit.plans.report_cli import report as report_command
 from svdit.plans.schema import read_plan
 from svdit.plans.template_cli import template
 
@@ -27,6 +28,7 @@ def main() -> None:
 
 main.add_command(template)
 main.add_command(fit)
+main.add_command(report_command)
 
 
 @main.command()

@@ -1,6 +1,7 @@
 """What a denoiser pass with a plan costs, from the latency table of a GPU or CPU (docs/search.md).
 
-The time of an attention layer is `launch + sum over heads (item + pair * density)`; a head that skips costs nothing.
+The time of an attention layer is `launch + sum over heads (item + pair * density + gather * gathered)`; a head that
+skips costs nothing. `gathered` counts the keys that are fetched for each list of key tiles, as the portable graphs do.
 The terms are fitted to the rows of the table that have the model's head size. Where there is none, a share of the peak
 rate takes their place, and the result says that it is an estimate. Times are milliseconds of one pass at batch 1.
 """
@@ -18,6 +19,8 @@ from svdit.plans.fields import array, header, integer, number, record, shown, st
 from svdit.plans.files import parse_json, read_text
 from svdit.plans.flops import MATRIX_WEIGHTS
 from svdit.plans.geometry import Geometry
+from svdit.plans.numbers import significant
+from svdit.plans.tiles import Tiling
 
 FORMAT = "svdit-hardware"
 VERSION = 1
@@ -33,7 +36,10 @@ ROW_KEYS = ("case", "batch", "tokens", "heads", "head_dim", "density", "latency_
 
 @dataclass(frozen=True)
 class Row:
-    """One timed attention layer: `density` kept of all batch * heads * tokens^2 pairs."""
+    """One timed attention layer: `density` kept of all batch * heads * tokens^2 pairs.
+
+    `gathered` (see `gathered_keys`) is the mean over its heads; None where the table does not say.
+    """
 
     batch: int
     tokens: int
@@ -41,6 +47,7 @@ class Row:
     head_dim: int
     density: float
     latency_ms: float
+    gathered: float | None = None
 
     @property
     def work(self) -> float:
@@ -51,6 +58,11 @@ class Row:
     def items(self) -> int:
         """Query blocks of 128 rows over all heads."""
         return self.batch * self.heads * -(-self.tokens // TILE)
+
+    @property
+    def fetched(self) -> float:
+        """Numbers gathered from keys and values."""
+        return 2.0 * self.batch * self.heads * self.head_dim * self.tokens * (self.gathered or 0.0)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ class CostModel:
     """Terms of one geometry on one machine, and where they come from: "measured", "extrapolated" or "roofline".
 
     launch_ms  once a layer;  item_ms: a head that does not skip;  pair_ms: a full head's pairs
+    gather_ms  a head that gathers each key once
     rest_ms    everything outside attention, one pass; None where the model's products are not known
     residual   largest relative difference between the fit and its own rows
     """
@@ -85,16 +98,17 @@ class CostModel:
     attention_basis: str
     rest_basis: str
     residual: float
+    gather_ms: float = 0.0
 
     @property
     def estimated(self) -> bool:
         """Whether anything but measurements of this size went into it."""
         return {self.attention_basis, self.rest_basis} - {"none"} != {"measured"}
 
-    def heads_ms(self, density: np.ndarray) -> np.ndarray:
-        """Time of heads of these densities (any shape), the layer's launch left out."""
+    def heads_ms(self, density: np.ndarray, gathered: np.ndarray | float = 1.0) -> np.ndarray:
+        """Time of heads of these densities and gathered keys (any shape), the layer's launch left out."""
         density = np.asarray(density, dtype=np.float64)
-        return np.where(density > 0, self.item_ms + self.pair_ms * density, 0.0)
+        return np.where(density > 0, self.item_ms + self.pair_ms * density + self.gather_ms * gathered, 0.0)
 
     @property
     def fixed_ms(self) -> float:
@@ -104,7 +118,7 @@ class CostModel:
     @property
     def dense_ms(self) -> float:
         """One pass with dense attention."""
-        return self.fixed_ms + self.layers * self.heads * (self.item_ms + self.pair_ms)
+        return self.fixed_ms + self.layers * self.heads * (self.item_ms + self.pair_ms + self.gather_ms)
 
     def record(self) -> dict[str, object]:
         """What a plan's provenance says about the model."""
@@ -113,7 +127,7 @@ class CostModel:
             "estimated": self.estimated,
             "attention": self.attention_basis,
             "outside_attention": self.rest_basis,
-            "fit_residual": float(f"{self.residual:.3g}"),
+            "fit_residual": significant(self.residual, 3),
         }
 
 
@@ -151,12 +165,12 @@ def cost_model(hardware: Hardware, model: str, geometry: Geometry) -> CostModel:
     rows = [row for row in hardware.rows if row.head_dim == geometry.head_dim]
     work = 4.0 * geometry.tokens**2 * geometry.head_dim
     if rows:
-        launch, item, rate, residual = _fit(rows)
+        launch, item, rate, gather, residual = _fit(rows)
         tokens = [row.tokens for row in rows]
         near = min(tokens) / REACH <= geometry.tokens <= max(tokens) * REACH
         basis = "measured" if near else "extrapolated"
     elif hardware.peak_tflops is not None:
-        launch, item, rate, residual = 0.0, 0.0, 1.0 / (hardware.peak_tflops * 1e9 * ATTENTION_SHARE), 0.0
+        launch, item, rate, gather, residual = 0.0, 0.0, 1.0 / (hardware.peak_tflops * 1e9 * ATTENTION_SHARE), 0.0, 0.0
         basis = "roofline"
     else:
         known = ", ".join(sorted({str(row.head_dim) for row in hardware.rows})) or "none"
@@ -173,7 +187,15 @@ def cost_model(hardware: Hardware, model: str, geometry: Geometry) -> CostModel:
         attention_basis=basis,
         rest_basis=rest_basis,
         residual=residual,
+        gather_ms=2.0 * geometry.tokens * geometry.head_dim * gather,
     )
+
+
+def gathered_keys(tiling: Tiling, mask: np.ndarray) -> float:
+    """Keys fetched by a bool [nT, nT] mask when query tiles with equal lists share theirs, over the N tokens."""
+    lists = np.unique(np.packbits(mask, axis=1), axis=0)
+    kept = np.unpackbits(lists, axis=1, count=mask.shape[1])
+    return float((kept * tiling.sizes.astype(np.int64)).sum()) / tiling.geometry.tokens
 
 
 def _rest(hardware: Hardware, model: str, geometry: Geometry) -> tuple[float | None, str]:
@@ -188,26 +210,31 @@ def _rest(hardware: Hardware, model: str, geometry: Geometry) -> tuple[float | N
     return operations / (hardware.peak_tflops * 1e9 * MATRIX_SHARE), "roofline"
 
 
-def _fit(rows: list[Row]) -> tuple[float, float, float, float]:
-    """(ms a launch, ms a query block, ms a floating point operation, largest relative residual), none negative.
+def _fit(rows: list[Row]) -> tuple[float, float, float, float, float]:
+    """(ms a launch, a query block, a floating point operation, a number gathered; largest relative residual).
 
-    Least squares of relative errors. A constant term needs rows whose work differs fourfold, and more rows than terms;
-    the term by query blocks needs the same of their number.
+    Least squares of relative errors, no term negative. A constant term needs rows whose work differs fourfold, and
+    more rows than terms; the terms by query blocks and by numbers gathered need the same of those.
     """
     from scipy.optimize import nnls
 
     time = np.array([row.latency_ms for row in rows])
     columns = {"work": np.array([row.work for row in rows])}
-    for name, values in (("launch", np.ones(len(rows))), ("items", np.array([float(row.items) for row in rows]))):
+    more = {
+        "launch": np.ones(len(rows)),
+        "items": np.array([float(row.items) for row in rows]),
+        "gather": np.array([row.fetched for row in rows]),
+    }
+    for name, values in more.items():
         spread = columns["work"] if name == "launch" else values
-        if len(rows) > len(columns) + 1 and spread.max() >= 4 * spread.min():
+        if len(rows) > len(columns) + 1 and spread.max() >= 4 * spread.min() > 0:
             columns[name] = values
     scale = {name: values.max() for name, values in columns.items()}
     matrix = np.stack([values / scale[name] / time for name, values in columns.items()], axis=1)
     found = nnls(matrix, np.ones(len(rows)))[0]
     terms = {name: x / scale[name] for name, x in zip(columns, found, strict=True)}
     residual = float(np.abs(matrix @ found - 1).max())
-    return float(terms.get("launch", 0.0)), float(terms.get("items", 0.0)), float(terms["work"]), residual
+    return *(float(terms.get(name, 0.0)) for name in ("launch", "items", "work", "gather")), residual
 
 
 def _row(value: object, where: str) -> Row:
@@ -218,7 +245,9 @@ def _row(value: object, where: str) -> Row:
             raise complain(f"{where}.{key}", "nothing", "a value", "the key is required")
     counts = [integer(value[key], f"{where}.{key}", 1) for key in ("batch", "tokens", "heads", "head_dim")]
     density = _positive(value["density"], f"{where}.density")
-    return Row(*counts, density, _positive(value["latency_ms"], f"{where}.latency_ms"))
+    latency = _positive(value["latency_ms"], f"{where}.latency_ms")
+    gathered = _positive(value["gathered"], f"{where}.gathered") if "gathered" in value else None
+    return Row(*counts, density, latency, gathered)
 
 
 def _objects(data: dict, key: str, path: Path) -> list[dict]:

@@ -21,8 +21,8 @@ import numpy as np
 from svdit.plans.errors import complain
 from svdit.plans.fields import number
 
-DEFAULT_SPREAD = 16.0
-"""Fitted to twelve plans of the tiny model, see docs/search.md; `fit_spread` fits it to runs of your own."""
+DEFAULT_SPREAD = 3.0
+"""Fitted to 38 plans of the tiny model, see docs/search.md; `fit_spread` fits it to runs of your own."""
 SPREADS = np.geomspace(1.0, 200.0, 107)
 """What `fit_spread` tries, 5 % apart."""
 

@@ -17,6 +17,8 @@ from svdit.plans.geometry import Geometry
 from svdit.plans.schema import Plan, read_plan, write_plan
 
 FILE = click.Path(path_type=Path)
+MOST = 12
+"""Heads and patterns that are listed on the terminal."""
 
 
 @click.command()
@@ -70,8 +72,11 @@ def fit(
     click.echo(f"{output}: grid {' x '.join(map(str, geometry.grid))}, density {before:.4f} -> {after:.4f}")
     total = geometry.layers * geometry.heads
     click.echo(f"{len(places)} of {total} heads should be measured again{': ' if places else ''}{_shown(places)}")
-    for reason, count in Counter(f"{doubt.pattern}: {doubt.reason}" for doubt in doubts).items():
-        click.echo(f"  {reason} ({count} times)")
+    reasons = Counter(f"{doubt.pattern}: {doubt.reason}" for doubt in doubts)
+    for reason, count in reasons.most_common(MOST):
+        click.echo(f"  {reason} ({count} {'time' if count == 1 else 'times'})")
+    if len(reasons) > MOST:
+        click.echo(f"  ... and {len(reasons) - MOST} more patterns (--json has all)")
 
 
 def _geometry(plan: Plan, size: tuple[int | None, ...], checkpoint: Path | None) -> Geometry:
@@ -81,6 +86,6 @@ def _geometry(plan: Plan, size: tuple[int | None, ...], checkpoint: Path | None)
     return adapter.geometry_for(size, checkpoint)
 
 
-def _shown(places: list[tuple[int, int]], most: int = 12) -> str:
-    text = ", ".join(f"l{layer}h{head}" for layer, head in places[:most])
-    return text if len(places) <= most else f"{text}, ... (--json has all)"
+def _shown(places: list[tuple[int, int]]) -> str:
+    text = ", ".join(f"l{layer}h{head}" for layer, head in places[:MOST])
+    return text if len(places) <= MOST else f"{text}, ... (--json has all)"

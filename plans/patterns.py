@@ -133,7 +133,7 @@ class Stripe(Pattern):
 
     def video_mask(self, tile_grid: TileGrid) -> np.ndarray:
         plane = tile_grid[1] * tile_grid[2]
-        mask = np.kron(_near(tile_grid[0], self.frames), np.ones((plane, plane), dtype=bool))
+        mask = _near(tile_grid[0], self.frames).repeat(plane, axis=0).repeat(plane, axis=1)
         for start, stop in self.columns:
             mask[:, start:stop] = True
         return mask
@@ -194,12 +194,13 @@ class Tiles(Pattern):
     def from_mask(cls, mask: np.ndarray) -> Tiles:
         """The `tiles` form of a bool [nV, nV] mask."""
         edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-        return cls(
-            tuple(
-                tuple(zip(np.flatnonzero(row == 1).tolist(), np.flatnonzero(row == -1).tolist(), strict=True))
-                for row in edges
-            )
+        rows = tuple(
+            tuple(zip(np.flatnonzero(row == 1).tolist(), np.flatnonzero(row == -1).tolist(), strict=True))
+            for row in edges
         )
+        made = object.__new__(cls)  # the ranges are right by construction, and checking them takes 20 times as long
+        object.__setattr__(made, "rows", rows)
+        return made
 
 
 KINDS: dict[str, type[Pattern]] = {cls.kind: cls for cls in (Full, Skip, Diagonal, MultiDiagonal, Stripe, Union, Tiles)}

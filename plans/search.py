@@ -14,6 +14,7 @@ import numpy as np
 
 from svdit.plans.errors import complain
 from svdit.plans.geometry import Geometry
+from svdit.plans.numbers import significant
 from svdit.plans.patterns import Full, Pattern, Skip
 from svdit.plans.schema import Plan
 from svdit.plans.stages import Segment, merge, stages_of
@@ -34,6 +35,8 @@ class Measurement:
     error      [S, L, H, M] mean over tokens, channels and prompts of (O_mode - O_full)^2
     power      [S, L, H]    mean of O_full^2
     sparsity   [L, H, M]    1 - kept query-key token pairs / N^2
+    layer_power [S, L]      error of a head that is H times the layer's whole output; None: the mean of power
+    deviation  [S, L, H, M] standard error of `error` from the sample of query tiles; None: not known
     """
 
     modes: tuple[str, ...]
@@ -41,6 +44,12 @@ class Measurement:
     error: np.ndarray
     power: np.ndarray
     sparsity: np.ndarray
+    layer_power: np.ndarray | None = None
+    deviation: np.ndarray | None = None
+
+    def relative(self, normaliser: str = "layer") -> np.ndarray:
+        """float64 [S, L, H, M] errors as shares, see `relative_error`."""
+        return relative_error(self.error, self.power, normaliser, self.layer_power)
 
     def name(self, mode: int, layer: int, head: int) -> str:
         """Pattern name in the plan; patterns that differ by head carry their place in the name."""
@@ -85,11 +94,20 @@ class Rule:
         return step / steps < self.dense_steps
 
 
-def relative_error(error: np.ndarray, power: np.ndarray, normaliser: str = "layer") -> np.ndarray:
-    """[S, L, H, M] squared error as a share of the dense output's mean square; a silent layer gives zeros."""
-    scale = power.mean(-1, keepdims=True) if normaliser == "layer" else power
-    scale = np.broadcast_to(scale, power.shape)[..., None]
-    return np.divide(error, scale, out=np.zeros_like(error), where=scale > 0)
+def relative_error(
+    error: np.ndarray, power: np.ndarray, normaliser: str = "layer", layer_power: np.ndarray | None = None
+) -> np.ndarray:
+    """Squared error [..., H, M] as a share of `layer_power` [...] or of the head's own `power` [..., H].
+
+    layer_power None: the mean of power over heads. The mean over heads of the first share is the share of the layer's
+    output that is lost. A silent layer gives zeros.
+    """
+    if normaliser == "layer":
+        scale = power.mean(-1) if layer_power is None else np.asarray(layer_power)
+        scale = np.broadcast_to(scale[..., None], power.shape)
+    else:
+        scale = power
+    return np.divide(error, scale[..., None], out=np.zeros_like(error), where=scale[..., None] > 0)
 
 
 def losses(error: np.ndarray, sparsity: np.ndarray, lam: float) -> np.ndarray:
@@ -122,7 +140,7 @@ def choose(loss: np.ndarray, eps: float) -> np.ndarray:
 
 def loss_table(measured: Measurement, rule: Rule) -> np.ndarray:
     """[S, L, H, M + 1] losses of every mode, full last; in dense steps no sum of others can undercut full."""
-    error = rule.error_scale * relative_error(measured.error, measured.power, rule.normaliser)
+    error = rule.error_scale * measured.relative(rule.normaliser)
     table = with_full(losses(error, measured.sparsity, rule.lam), rule.eps)
     steps = len(table)
     dense = [rule.is_dense(step, steps) for step in range(steps)]
@@ -198,7 +216,7 @@ def plan_from(
         "max_stages": max_stages,
         **provenance,
     }
-    results = {"summed_loss": float(f"{sum(s.loss for s in segments):.6g}")}
+    results = {"summed_loss": significant(sum(s.loss for s in segments))}
     return plan_of_segments(
         measured,
         segments,
@@ -224,14 +242,14 @@ def plan_of_segments(
 ) -> Plan:
     """Write down what was chosen: `record` says how, then density, stages, `results` and the errors of the choice."""
     steps, num_layers, num_heads, num_modes = measured.error.shape
-    relative = with_full(relative_error(measured.error, measured.power, normaliser), 0.0)
+    relative = with_full(measured.relative(normaliser), 0.0)
     patterns: dict[str, Pattern] = {}
     names, errors = [], []
     for segment in segments:
         chosen = segment.choice
         mean = relative[segment.start : segment.stop].mean(0)
         picked = np.take_along_axis(mean, chosen[..., None], -1)[..., 0]
-        errors.append([[float(f"{x:.4g}") for x in row] for row in picked])
+        errors.append([[significant(x, 4) for x in row] for row in picked])
         stage = []
         for layer in range(num_layers):
             row = []
@@ -248,7 +266,7 @@ def plan_of_segments(
         names.append(tuple(stage))
     provenance = {
         **record,
-        "density": float(f"{mean_density(measured, segments):.6g}"),
+        "density": significant(mean_density(measured, segments)),
         "stage_steps": [[s.start, s.stop] for s in segments],
         **results,
         "relative_errors": errors,

@@ -201,7 +201,7 @@ def time_case(
         except Exception as error:  # a peer may fail in any way; the others still count
             timings[name].error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             calls.pop(name, None)
-    board = _Board()
+    board = Board()
     names = list(calls)
     for name in turns(names, rounds):
         _take_turn(calls[name], timings[name], board, seconds)
@@ -215,7 +215,7 @@ def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
         yield from (*names[first:], *names[:first])
 
 
-def _take_turn(call: Callable[[], object], timing: Timing, board: _Board, seconds: float) -> None:
+def _take_turn(call: Callable[[], object], timing: Timing, board: Board, seconds: float) -> None:
     import torch
 
     energy, begin = board.joules(), time.perf_counter()
@@ -235,7 +235,7 @@ def _take_turn(call: Callable[[], object], timing: Timing, board: _Board, second
     timing.milliseconds += [start.elapsed_time(stop) for start, stop in events]
 
 
-class _Board:
+class Board:
     """Clock and energy counter of the current GPU through NVML; nothing where NVML is not to be had."""
 
     def __init__(self) -> None:

@@ -100,9 +100,9 @@ def _rows(found: Sequence[Candidate], timings: Sequence[Timing]) -> list[dict[st
 
 def _step_call(runner: Runner, stage: int) -> Callable[[], float]:
     rng = np.random.default_rng(0)
-    sizes = {"L": 1, "E": 1}
+    rows = 1 if runner.batch is None else runner.batch.most
     feed = {
-        spec.name: rng.standard_normal([sizes.get(n, n) for n in spec.shape], dtype=np.float32).astype(spec.dtype)
+        spec.name: rng.standard_normal(spec.sizes(rows), dtype=np.float32).astype(spec.dtype)
         for spec in runner.inputs
     }
     if runner.tensor_device is None:

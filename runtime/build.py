@@ -68,6 +68,8 @@ class Work:
         yield f"engines: strongly typed, {stripped}; " + (
             "all weights in device memory" if streaming is None else f"{streaming:g} GiB of weights in device memory"
         )
+        if self.bundle.manifest.batch.least < self.bundle.manifest.batch.most:
+            yield f"batch: {self.bundle.manifest.batch}, tuned for {self.bundle.manifest.batch.most}"
         yield f"timing cache: {self.timing_cache} ({'there' if self.timing_cache.is_file() else 'new'})"
         yield f"weights: {self.weight_bytes / 1e9:.2f} GB; host memory while building: about three times that"
         yield f"disk: about {self.disk_bytes / 1e9:.2f} GB"
@@ -161,6 +163,7 @@ def builder_config(work: Work, monitor: Any) -> Any:
 
         create = tensorrt_rtx.CreateConfigRTX
     config = create(
+        profiles=profiles(work.bundle),
         load_timing_cache=str(work.timing_cache) if work.timing_cache.is_file() else None,
         memory_pool_limits={trt.MemoryPoolType.WORKSPACE: WORKSPACE},
         strip_plan=work.options.strip_weights,
@@ -171,6 +174,19 @@ def builder_config(work: Work, monitor: Any) -> Any:
         return config
     # NOTE without this flag a stripped engine is a refittable one, which gives up fusions across weights.
     return loaders.PostprocessConfig(config, lambda _, __, made: made.set_flag(trt.BuilderFlag.REFIT_IDENTICAL))
+
+
+def profiles(bundle: Bundle) -> list[Any] | None:
+    """The optimization profile of a bundle whose batch is free: from its smallest to its largest, tuned for that."""
+    from polygraphy.backend.trt import Profile
+
+    least, most = bundle.manifest.batch
+    if least == most:
+        return None
+    profile = Profile()
+    for spec in bundle.manifest.inputs:
+        profile.add(spec.name, min=spec.sizes(least), opt=spec.sizes(most), max=spec.sizes(most))
+    return [profile]
 
 
 def count_nodes(path: Path) -> int:

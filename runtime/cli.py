@@ -20,7 +20,7 @@ BACKEND_HELP = "auto: onnxrt for portable and dense bundles, torch for plugin bu
 def _engine_options(command):
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: the library's choice)."),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; torch only."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; not for onnxrt."),
         click.option("--guidance", type=float, help="Guidance scale (default: the checkpoint's; 1: none)."),
         click.option("--seed", type=int, default=0, show_default=True, help="Prompt i uses seed + i."),
         click.option("--steps", type=int, help="Denoising steps (default: the checkpoint's)."),
@@ -153,6 +153,13 @@ def _only_with_pipeline(**given: object) -> None:
     metavar="DIR",
     help="Dense bundle for --against dense (default: DIR-dense beside DIR; torch needs none).",
 )
+@click.option(
+    "--other",
+    "other_dir",
+    type=FOLDER,
+    metavar="DIR",
+    help="Bundle that --against BACKEND runs: the same plan in another variant or precision (default: the same).",
+)
 @prompt_options
 @_engine_options
 @click.option("--layers", is_flag=True, help="Compare every attention layer; exit with 1 when one departs.")
@@ -166,6 +173,7 @@ def compare(
     bundle_dir: Path,
     against: str,
     dense_dir: Path | None,
+    other_dir: Path | None,
     prompt: tuple[str, ...],
     prompts_file: Path | None,
     backend: str,
@@ -208,6 +216,7 @@ def compare(
         backend=backend,
         against=against,
         dense=dense_dir,
+        other=other_dir,
         device=device,
         threads=threads,
         layers=layers,

@@ -138,30 +138,54 @@ def dense_bundle(bundle: Bundle, folder: Path | None) -> Bundle:
             "'dense'",
             f"make one with: {dense_export_command(bundle, place)}",
         )
-    for name in ("model", "geometry", "latent_shape", "checkpoint", "precision", "batch"):
-        mine, theirs = getattr(bundle.manifest, name), getattr(dense.manifest, name)
-        if mine != theirs:
-            raise complain(
-                f"{place}: {name}",
-                repr(theirs),
-                f"{mine!r} as in {bundle.path}",
-                f"make one with: {dense_export_command(bundle, place)}",
-            )
-    mine = {w.file: (w.size, w.header_sha256) for w in bundle.manifest.weights}
-    theirs = {w.file: (w.size, w.header_sha256) for w in dense.manifest.weights}
-    for name in sorted(set(mine) & set(theirs)):
-        if mine[name] != theirs[name]:
-            raise complain(f"{place}: {name}", "other weights", f"those of {bundle.path}", "export both again")
+    hint = f"make one with: {dense_export_command(bundle, place)}"
+    _check_alike(bundle, dense, ("model", "geometry", "latent_shape", "checkpoint", "precision", "batch"), hint)
     return dense
 
 
+def other_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle in `folder`: the plan and weights of `bundle` in another variant or precision.
+
+    Raises SvditError when it differs in anything else.
+    """
+    other = read_bundle(folder)
+    names = ("model", "plan_sha256", "geometry", "latent_shape", "checkpoint", "batch")
+    _check_alike(bundle, other, names, "export both of one plan and checkpoint, with one --batch")
+    return other
+
+
+def _check_alike(bundle: Bundle, other: Bundle, names: Sequence[str], hint: str) -> None:
+    """Raise SvditError unless the manifests agree in `names` and the weights are the same."""
+    for name in names:
+        mine, theirs = getattr(bundle.manifest, name), getattr(other.manifest, name)
+        if mine != theirs:
+            raise complain(f"{other.path}: {name}", str(theirs), f"{mine} as in {bundle.path}", hint)
+    mine = {w.file: (w.size, w.header_sha256) for w in bundle.manifest.weights}
+    theirs = {w.file: (w.size, w.header_sha256) for w in other.manifest.weights}
+    for name in sorted(set(mine) & set(theirs)):
+        if mine[name] != theirs[name]:
+            raise complain(f"{other.path}: {name}", "other weights", f"those of {bundle.path}", "export both again")
+
+
 def make_pair(
-    bundle: Bundle, backend: str, against: str, dense: Path | None, *, device: str, threads: int | None
+    bundle: Bundle,
+    backend: str,
+    against: str,
+    dense: Path | None,
+    source: Bundle,
+    *,
+    device: str,
+    threads: int | None,
 ) -> tuple[Runner, Runner]:
-    """(reference, compared) runners, not yet active."""
+    """(reference, compared) runners, not yet active. The backend `against` runs `source`: `bundle`, or another one
+    of its plan.
+    """
     backend = resolve_backend(bundle, backend)
     compared = make_runner(bundle, backend, device=device, threads=threads)
     if against == "dense":
+        if source is not bundle:
+            hint = "use --dense DIR, or --against BACKEND"
+            raise complain("--other", str(source.path), "nothing with --against dense", hint)
         if bundle.manifest.variant == "dense":
             raise complain(
                 f"{bundle.path}: variant",
@@ -171,13 +195,13 @@ def make_pair(
             )
         if backend == "torch" and dense is None:
             return make_runner(bundle, "torch", device=device, threads=threads, dense=True), compared
-        other = dense_bundle(bundle, dense)
-        return make_runner(other, backend, device=device, threads=threads), compared
+        full = dense_bundle(bundle, dense)
+        return make_runner(full, backend, device=device, threads=threads), compared
     if dense is not None:
         raise complain("--dense", str(dense), f"nothing with --against {against}", "use --against dense")
-    if resolve_backend(bundle, against) == backend:
+    if source is bundle and resolve_backend(bundle, against) == backend:
         raise complain("--against", repr(against), f"another backend than {backend}, or dense")
-    return make_runner(bundle, against, device=device if against == "torch" else "cpu", threads=threads), compared
+    return make_runner(source, against, device=device if against == "torch" else "cpu", threads=threads), compared
 
 
 def compare(
@@ -187,6 +211,7 @@ def compare(
     backend: str = "auto",
     against: str = "dense",
     dense: Path | None = None,
+    other: Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
     layers: bool = False,
@@ -196,14 +221,16 @@ def compare(
 
     Single outputs are compared on inputs of the reference run: the first prompt at the first step of
     every stage and at the last step. `layers` compares the output of every attention layer on the same inputs.
+    `other` is the folder of the bundle that the backend `against` runs, if not this one.
     """
+    source = bundle if other is None else other_bundle(bundle, other)
 
     def pair() -> tuple[Runner, Runner]:
-        return make_pair(bundle, backend, against, dense, device=device, threads=threads)
+        return make_pair(bundle, backend, against, dense, source, device=device, threads=threads)
 
     reference, compared = pair()
     marked = [mark_layers(runner, bundle) for runner in pair()] if layers else []
-    model, plan = Model.of(bundle), bundle.plan
+    model, plan = Model.of(bundle, device), bundle.plan
     feeds: dict[int, tuple[int, int, Feed]] = {}
     with reference, compared, torch.inference_mode():
         runs = [prepare(r, model, request, stages_for(r, plan)) for r in (reference, compared)]
@@ -223,7 +250,8 @@ def compare(
         first, second = (finish(run, model) for run in runs)
     layer_errors = None
     if layers:
-        tolerance = None if against == "dense" else TOLERANCE[bundle.manifest.precision]
+        coarsest = max(TOLERANCE[b.manifest.precision] for b in (bundle, source))
+        tolerance = None if against == "dense" else coarsest
         with marked[0], marked[1], torch.inference_mode():
             layer_errors = judge(compare_outputs(*marked, recorded), tolerance)
     scores = [

@@ -1,17 +1,20 @@
-"""cuda-python: found or missed in words, checked calls, and the buffers that a runner needs."""
+"""cuda-python: found or missed in words, checked calls, and the streams, events and buffers that a runner needs."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from svdit.plans.errors import SvditError, complain
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,46 @@ class Stream:
         """Block until everything on the stream is done. Raises SvditError when some of it failed."""
         call(self._cudart.cudaStreamSynchronize(self.handle), f"stream {self.name}")
 
+    def wait_for(self, event: Event) -> None:
+        """Begin nothing that is put on the stream from now on before what `event` marks is done."""
+        call(self._cudart.cudaStreamWaitEvent(self.handle, event.handle, 0), f"stream {self.name}")
+
+    def of_torch(self, device: int) -> torch.cuda.Stream:
+        """The same stream, as torch knows it on this GPU."""
+        import torch
+
+        return torch.cuda.ExternalStream(int(self.handle), device=device)
+
+
+class Event:
+    """A mark on a stream, destroyed when `stack` closes; until it is recorded, nobody waits for it."""
+
+    def __init__(self, cudart: Any, name: str, stack: ExitStack) -> None:
+        self._cudart, self.name = cudart, name
+        self.handle = call(cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming), f"event {name}")
+        stack.callback(cudart.cudaEventDestroy, self.handle)
+
+    def record(self, stream: Stream) -> None:
+        """Mark everything that is on the stream now."""
+        call(self._cudart.cudaEventRecord(self.handle, stream.handle), f"event {self.name}")
+
+
+@contextmanager
+def in_order(stream: torch.cuda.Stream) -> Iterator[None]:
+    """`stream` as torch's, after what the caller put on its own stream before and ahead of what it puts there next."""
+    import torch
+
+    outer = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outer.wait_stream(stream)
+
 
 class Buffer:
-    """One tensor twice: `device` (an address) and `host` (a pinned array), both freed when `stack` closes.
-
-    `torch.as_tensor(buffer, device=...)` is the one on the device.
-    """
+    """One tensor twice: `device` (an address) and `host` (a pinned array), both freed when `stack` closes."""
 
     def __init__(self, cudart: Any, name: str, shape: Sequence[int], dtype: str, stack: ExitStack) -> None:
         self._cudart, self.name = cudart, name
@@ -90,6 +127,12 @@ class Buffer:
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
         return {"data": (self.device, False), "shape": self.host.shape, "typestr": self.host.dtype.str, "version": 3}
+
+    def of_torch(self, device: int) -> torch.Tensor:
+        """The tensor in device memory."""
+        import torch
+
+        return torch.as_tensor(self, device=f"cuda:{device}")
 
     def upload(self, stream: Stream) -> None:
         """Copy host to device, on the stream."""

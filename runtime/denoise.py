@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from svdit.plans.batch import Batch
 from svdit.plans.errors import complain
 from svdit.runtime.progress import progress
 from svdit.runtime.runner import Runner
@@ -56,7 +57,10 @@ class Denoising:
     scheduler  a diffusers scheduler of its own (state is kept in it)
     latents    [P, C, f, h, w] float32 start noise; afterwards the current latents
     text       [P, L, E] prompt embeddings;  uncond [1, L, E] of the empty prompt
+    more       further inputs of the denoiser that prompts make: name to (rows of the prompts, row of the empty one)
     steps      number of steps;  guidance: classifier-free guidance scale, used when > 1
+    embedded   the scale is the denoiser's input `guidance`, 1000 times, where it has one; there is no unconditional row
+    sigmas     noise levels for the scheduler, one a step (None: its own)
     stage_of   (step, steps) -> stage of the runner
     watch      called with (step, stage, feed) before each denoiser call
     position   the next step
@@ -73,6 +77,9 @@ class Denoising:
     records: list[StepRecord] = field(default_factory=list)
     watch: Callable[[int, int, Feed], None] | None = None
     position: int = 0
+    more: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    embedded: bool = False
+    sigmas: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, (int, np.integer)) or self.steps < 1:
@@ -81,18 +88,27 @@ class Denoising:
             raise complain("guidance", repr(self.guidance), "a finite number >= 0")
         if self.text.shape[0] != self.latents.shape[0]:
             raise complain("prompts", f"{self.text.shape[0]} embeddings", f"{self.latents.shape[0]}, one per latent")
-        self.scheduler.set_timesteps(int(self.steps))
+        if self.sigmas is None:
+            self.scheduler.set_timesteps(int(self.steps))
+        else:
+            self.scheduler.set_timesteps(sigmas=list(self.sigmas))
         device = self.runner.tensor_device or "cpu"
         self.latents = self.latents.to(device).float() * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        prompts = self.latents.shape[0]
-        if self.guided:
-            # NOTE the two rows of a prompt go into one call: [uncond, cond] when the batch is 2.
-            self.text = torch.stack([self.uncond.expand(prompts, -1, -1), self.text], dim=1).flatten(0, 1)
-        self.text = self.text.to(device)
+        given = {"encoder_hidden_states": (self.text, self.uncond), **self.more}
+        self._conditions = {name: self._rows(*pair).to(device) for name, pair in given.items()}
+        if self.embedded and any(spec.name == "guidance" for spec in self.runner.inputs):
+            self._conditions["guidance"] = self.text.new_full((len(self.text),), 1000 * self.guidance).to(device)
+
+    def _rows(self, text: torch.Tensor, uncond: torch.Tensor) -> torch.Tensor:
+        """[P, ...] and [1, ...] to [R, ...]."""
+        if not self.guided:
+            return text
+        # NOTE the two rows of a prompt go into one call: [uncond, cond] when the batch is 2.
+        return torch.stack([uncond.expand(text.shape), text], dim=1).flatten(0, 1)
 
     @property
     def guided(self) -> bool:
-        return self.guidance > 1
+        return self.guidance > 1 and not self.embedded
 
     @property
     def done(self) -> bool:
@@ -138,19 +154,20 @@ class Denoising:
     def _evaluate(self, rows: torch.Tensor, timestep: float, stage: int) -> tuple[torch.Tensor, float]:
         """Evaluate [R, ...] rows in calls of the runner's batch, the last one filled up with its last row."""
         total = rows.shape[0]
-        batch = self.runner.batch or total
+        batch = self.runner.batch or Batch(1, total)
         parts, seconds = [], 0.0
-        for start in range(0, total, batch):
+        for piece in batch.cut(total):
+            size = max(piece.stop - piece.start, batch.least)
             feed = {
-                "hidden_states": _filled(rows[start : start + batch], batch),
-                "timestep": rows.new_full((batch,), timestep),
-                "encoder_hidden_states": _filled(self.text[start : start + batch], batch),
+                "hidden_states": _filled(rows[piece], size),
+                "timestep": rows.new_full((size,), timestep),
+                **{name: _filled(x[piece], size) for name, x in self._conditions.items()},
             }
             call = self._prepared(feed, stage)
             began = time.perf_counter()
             out = call()
             seconds += time.perf_counter() - began
-            parts.append(out[: total - start])
+            parts.append(out[: total - piece.start])
         return torch.cat(parts), seconds
 
     def _prepared(self, feed: Mapping[str, torch.Tensor], stage: int) -> Callable[[], torch.Tensor]:

@@ -23,6 +23,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from svdit.plans import registry
+from svdit.plans.batch import Batch
 from svdit.plans.bundle import Bundle, read_bundle
 from svdit.plans.errors import complain, rooted
 from svdit.plans.files import parse_json, read_text
@@ -123,12 +124,10 @@ class BundleTransformer(torch.nn.Module):
         latents = given["hidden_states"]
         feed = self._feed(given)
         self.stage = self._stage(given["timestep"])
-        rows, batch = latents.shape[0], self.runner.batch or latents.shape[0]
-        if rows % batch:
-            hint = f"export the bundle with --batch {rows}"
-            raise complain(f"{self.runner.name}: batch", f"a call of {rows}", f"a multiple of {batch}", hint)
+        calls = (self.runner.batch or Batch(1, latents.shape[0])).cut(latents.shape[0])
+        self.runner.check_rows(calls[-1].stop - calls[-1].start)
         began = time.perf_counter()
-        parts = [self._call({name: x[i : i + batch] for name, x in feed.items()}) for i in range(0, rows, batch)]
+        parts = [self._call({name: x[rows] for name, x in feed.items()}) for rows in calls]
         out = torch.cat(parts)
         self._seconds += time.perf_counter() - began
         if self._frames_first:

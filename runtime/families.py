@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from diffusers import CogVideoXTransformer3DModel, HunyuanVideoTransformer3DModel, WanTransformer3DModel
@@ -21,6 +21,14 @@ from svdit.runtime.processors import (
 )
 
 Grid = tuple[int, int, int]
+
+
+class TokenOrder(Protocol):
+    """Brings tokens along a dimension of a tensor into tile order and back; text tokens beside them stay."""
+
+    def to_tiles(self, x: torch.Tensor, dim: int) -> torch.Tensor: ...
+
+    def to_raster(self, x: torch.Tensor, dim: int) -> torch.Tensor: ...
 
 
 class Family:
@@ -43,6 +51,21 @@ class Family:
     def text_lengths(self, geometry: Geometry, given: Mapping[str, Any]) -> list[int] | torch.Tensor:
         """Text tokens [B] that may be seen as keys."""
         return [geometry.text_tokens] * given["hidden_states"].shape[0]
+
+    def takes_tile_order(self, transformer: Any, geometry: Geometry, order: torch.Tensor) -> bool:
+        """Whether all that happens between patch embedding and output treats every video token alike.
+
+        order: raster index of each video token in tile order.
+        """
+        return True
+
+    def reorder(self, transformer: Any, order: TokenOrder) -> list[Any]:
+        """Hooks that bring embedded tokens and RoPE tables into tile order, and output tokens back; their handles."""
+        raise NotImplementedError
+
+    def reordered_inputs(self, given: Mapping[str, Any], order: TokenOrder) -> dict[str, Any]:
+        """Inputs of a call that have a row for every token, in tile order."""
+        return {}
 
     def check(self, transformer: Any, geometry: Geometry) -> None:
         """Raise SvditError unless the plan's geometry is this transformer's and its attention is the usual one."""
@@ -85,6 +108,18 @@ class Wan(Family):
         pt, ph, pw = transformer.config.patch_size
         return shape[2] // pt, shape[3] // ph, shape[4] // pw
 
+    def reorder(self, transformer: Any, order: TokenOrder) -> list[Any]:
+        return [
+            _after(transformer.patch_embedding, lambda x: order.to_tiles(x.flatten(2), 2).view_as(x)),
+            _after(transformer.rope, lambda tables: tuple(order.to_tiles(x, 1) for x in tables)),
+            _after(transformer.proj_out, lambda x: order.to_raster(x, 1)),
+        ]
+
+    def reordered_inputs(self, given: Mapping[str, Any], order: TokenOrder) -> dict[str, Any]:
+        """Wan 2.2 may have a timestep for every token."""
+        timestep = given["timestep"]
+        return {"timestep": order.to_tiles(timestep, 1)} if timestep.ndim == 2 else {}
+
 
 class CogVideoX(Family):
     model, original = CogVideoXTransformer3DModel, CogVideoXAttnProcessor2_0
@@ -97,6 +132,17 @@ class CogVideoX(Family):
         p, pt = transformer.config.patch_size, transformer.config.patch_size_t or 1
         return shape[1] // pt, shape[3] // p, shape[4] // p
 
+    def reorder(self, transformer: Any, order: TokenOrder) -> list[Any]:
+        return [
+            _after(transformer.patch_embed, lambda x: order.to_tiles(x, 1)),
+            _after(transformer.proj_out, lambda x: order.to_raster(x, 1)),
+        ]
+
+    def reordered_inputs(self, given: Mapping[str, Any], order: TokenOrder) -> dict[str, Any]:
+        """The pipeline makes the RoPE tables."""
+        tables = given.get("image_rotary_emb")
+        return {} if tables is None else {"image_rotary_emb": tuple(order.to_tiles(x, 0) for x in tables)}
+
 
 class HunyuanVideo(Family):
     model, original = HunyuanVideoTransformer3DModel, HunyuanVideoAttnProcessor2_0
@@ -108,6 +154,18 @@ class HunyuanVideo(Family):
     def grid(self, transformer: Any, shape: torch.Size) -> Grid:
         p, pt = transformer.config.patch_size, transformer.config.patch_size_t
         return shape[2] // pt, shape[3] // p, shape[4] // p
+
+    def takes_tile_order(self, transformer: Any, geometry: Geometry, order: torch.Tensor) -> bool:
+        """Not where the first frame is modulated apart and tiles mix it with others."""
+        frame = geometry.grid[1] * geometry.grid[2]
+        return transformer.config.image_condition_type != "token_replace" or int(order[:frame].max()) < frame
+
+    def reorder(self, transformer: Any, order: TokenOrder) -> list[Any]:
+        return [
+            _after(transformer.x_embedder, lambda x: order.to_tiles(x, 1)),
+            _after(transformer.rope, lambda tables: tuple(order.to_tiles(x, 0) for x in tables)),
+            _after(transformer.proj_out, lambda x: order.to_raster(x, 1)),
+        ]
 
     def text_lengths(self, geometry: Geometry, given: Mapping[str, Any]) -> torch.Tensor:
         """As the transformer counts them: the valid tokens come first."""
@@ -125,6 +183,10 @@ def family_of(transformer: object) -> Family:
     expected = "a pipeline of diffusers with one of " + ", ".join(f.model.__name__ for f in FAMILIES)
     hint = "compile the transformer after the exchange, not before" if hasattr(transformer, "_orig_mod") else ""
     raise complain("transformer", "none" if transformer is None else type(transformer).__name__, expected, hint)
+
+
+def _after(module: torch.nn.Module, change: Callable[[Any], Any]) -> Any:
+    return module.register_forward_hook(lambda module, args, output: change(output))
 
 
 def _compare(geometry: Geometry, own: Mapping[str, Any], owner: str, hint: str) -> None:

@@ -51,7 +51,7 @@ def layer_paths(bundle: Bundle) -> tuple[str, ...]:
 def layer_specs(bundle: Bundle) -> tuple[TensorSpec, ...]:
     """The outputs that marking adds: float32 [B, N, H, D] each."""
     geometry = bundle.manifest.geometry
-    shape = (bundle.manifest.batch, geometry.tokens, geometry.heads, geometry.head_dim)
+    shape = (bundle.manifest.batch.dim, geometry.tokens, geometry.heads, geometry.head_dim)
     return tuple(TensorSpec(PREFIX + path, "float32", shape) for path in layer_paths(bundle))
 
 
@@ -90,7 +90,7 @@ class TorchLayers(Runner):
     backend = "torch"
 
     def __init__(self, runner: TorchRunner, layers: Sequence[TensorSpec]) -> None:
-        super().__init__(runner.name, runner.inputs, (*runner.outputs, *layers), runner.num_stages)
+        super().__init__(runner.name, runner.inputs, (*runner.outputs, *layers), runner.num_stages, runner.batch)
         self._runner, self._names = runner, [spec.name for spec in layers]
 
     def _activate(self) -> None:

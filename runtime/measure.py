@@ -22,22 +22,41 @@ from svdit.plans.cost import CostModel
 from svdit.plans.dynamics import DEFAULT_SPREAD, step_weights
 from svdit.plans.errors import complain
 from svdit.plans.fields import integer
-from svdit.plans.patterns import Pattern
+from svdit.plans.maps import map_bins
 from svdit.plans.schema import Plan
 from svdit.plans.search import Measurement, Rule, plan_from, plan_of_segments
+from svdit.plans.search_state import (
+    ModePattern,
+    SearchState,
+    check_settings,
+    noise_levels,
+    read_state,
+    write_state,
+)
 from svdit.plans.tiles import Tiling
-from svdit.runtime.candidates import check_candidates, default_candidates, is_measured, resolve
+from svdit.runtime.candidates import (
+    MAP_PARTS,
+    check_candidates,
+    default_candidates,
+    is_measured,
+    needs_rows,
+    resolve,
+)
 from svdit.runtime.denoise import Denoising
+from svdit.runtime.mode_masks import ModeMasks
 from svdit.runtime.pipeline import Model, Request, dense_stage, prepare
 from svdit.runtime.progress import progress
+from svdit.runtime.projections import output_weights
 from svdit.runtime.scheduler_state import load_scheduler, save_scheduler
-from svdit.runtime.search_attention import ChoosingAttention, MapRecorder
-from svdit.runtime.search_state import ModePattern, SearchState, check_settings, read_state, write_state
+from svdit.runtime.search_attention import ChoosingAttention, MapRecorder, full_attention
+from svdit.runtime.sensitivity import measure_sensitivity
 from svdit.runtime.tile_errors import TileErrorMeter
 from svdit.runtime.torch_runner import TorchRunner, check_device, checkpoint_of
 
 MAP_STEPS = 6
 """Steps of the dense run that measures attention maps, when a candidate asks for them."""
+SAMPLED_MAP_STEPS = 2
+"""The same where a sample of query tiles and of its first prompt is enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +81,12 @@ def search(
     guidance: float | None = None,
     rule: Rule | None = None,
     max_stages: int = 3,
+    size: tuple[int | None, int | None, int | None] = (None, None, None),
     tile: tuple[int, int, int] | None = None,
     candidates: Mapping[str, dict] | None = None,
     query_tiles: int | None = None,
+    projected: bool = False,
+    calibrate: bool = False,
     device: str = "cpu",
     dtype: str = "float32",
     state: Path | None = None,
@@ -73,9 +95,13 @@ def search(
     """Search a plan for one checkpoint.
 
     Errors are means over all prompts (and both guidance rows), which advance together in one batch.
+    size          frames, height and width of the video in pixels; None: the model's reference video
     candidates    name to pattern (see `runtime.candidates`); None: the default ladder
-    query_tiles   measure errors on that many evenly spaced query tiles (None: all); outputs fed forward are
-                  always complete
+    query_tiles   measure errors on that many query tiles (None: all), drawn from the seed anew for each step and
+                  layer; outputs fed forward are always complete
+    projected     errors after the layer's output projection, as shares of the whole layer's output; else errors of
+                  the heads' own outputs, as in the paper
+    calibrate     also measure how much errors of each step and head count in the end (`runtime.sensitivity`)
     state         file written after every step; an existing one is continued if its settings are the same
     Raises SvditError for settings that do not fit the checkpoint, the device or an existing state file.
     """
@@ -83,11 +109,15 @@ def search(
     check_device(device)
     integer(max_stages, "max_stages", low=1)
     folder = checkpoint_of(adapter, checkpoint)
-    tiling = Tiling(adapter.geometry(folder), tile or adapter.default_tile())
+    geometry = adapter.geometry_for(size, folder)
+    adapter.check_geometry(folder, geometry)
+    tiling = Tiling(geometry, tile or adapter.default_tile())
     specs = default_candidates(tiling) if candidates is None else check_candidates(candidates, tiling)
-    sampled = _sampled(query_tiles, tiling)
+    if query_tiles is not None:
+        integer(query_tiles, "query_tiles", min(2, tiling.num_tiles), tiling.num_tiles)
     request = Request(tuple(prompts), seed, steps, guidance)
-    model = Model(adapter, folder, tiling)
+    model = Model(adapter, folder, tiling, device)
+    model.texts(request.prompts)  # text encoders are gone before the denoiser comes
     with TorchRunner(adapter, folder, tiling, None, device=device, dtype=dtype) as runner, torch.inference_mode():
         run = prepare(runner, model, request, dense_stage)
         settings = {
@@ -102,6 +132,7 @@ def search(
             "steps": int(run.steps),
             "guidance": run.guidance,
             "query_tiles": query_tiles,
+            "projected": projected,
             "device": torch.device(device).type,
             "dtype": dtype,
         }
@@ -111,10 +142,24 @@ def search(
             check_settings(state, found.settings, settings)
         else:
             measured = any(is_measured(spec) for spec in specs.values())
-            maps = attention_maps(runner, model, request, meter, show) if measured else None
+            maps = _maps(runner, model, request, meter, specs, query_tiles, show) if measured else None
             found = _first_state(settings, _resolved(specs, tiling, maps), tiling, run, device)
-        hook = ChoosingAttention(meter, tiling, _masks(found.patterns, tiling), found.sparsity, rule, sampled)
+        hook = ChoosingAttention(
+            meter,
+            tiling,
+            ModeMasks(found.patterns, tiling),
+            rule,
+            full_attention(tiling, device, dtype),
+            query_tiles=query_tiles,
+            seed=request.seed,
+            weights=output_weights(runner.model) if projected else None,
+        )
         final = _walk(found, runner, run, hook, path=state, show=show)
+        if calibrate and final.sensitivity is None:
+            counted = measure_sensitivity(runner, model, request, final, show=show)
+            final = replace(final, sensitivity=counted.weights, coherence=counted.coherence)
+            if state is not None:
+                write_state(state, final)
     return Found(plan_of(final, rule, max_stages), final)
 
 
@@ -145,30 +190,9 @@ def _origin(state: SearchState, rule: Rule | None) -> dict[str, object]:
         "choice": "closed loop" if closed else "open loop",
         "measured_with": settings["rule"],
         **{name: settings[name] for name in taken},
+        "projected": settings.get("projected", False),
         **state.record,
     }
-
-
-def noise_levels(state: SearchState) -> tuple[np.ndarray, np.ndarray]:
-    """Share of picture and of noise in the latents before each step and at the end, float64 [S + 1] each.
-
-    Read from the scheduler of a finished search: `sigmas` of flow matching, or `alphas_cumprod`.
-    """
-    state.measurement()
-    stored = {name.removeprefix("scheduler/").partition("|")[0]: value for name, value in state.scheduler.items()}
-    sigmas = stored.get("sigmas")
-    if sigmas is not None and len(sigmas) == state.steps + 1 and sigmas.max() <= 1:
-        noise = np.asarray(sigmas, dtype=np.float64)
-        return 1.0 - noise, noise
-    if "alphas_cumprod" in stored and len(stored.get("timesteps", ())) == state.steps:
-        power = np.append(stored["alphas_cumprod"][stored["timesteps"].astype(np.int64)].astype(np.float64), 1.0)
-        return np.sqrt(power), np.sqrt(1.0 - power)
-    raise complain(
-        "search state",
-        "a scheduler with neither flow matching's sigmas nor alphas_cumprod",
-        "one of them",
-        "choose with --method sparse-vdit, or call svdit.plans.budget with weights of your own",
-    )
 
 
 def budget_plan_of(
@@ -177,23 +201,29 @@ def budget_plan_of(
     *,
     max_stages: int,
     cost: CostModel | None = None,
-    spread: float = DEFAULT_SPREAD,
+    spread: float | None = None,
     normaliser: str = "layer",
 ) -> Plan:
-    """The best plan for a target from a finished state, open loop; `cost` may be None for a density."""
-    weights = step_weights(*noise_levels(state), spread)
+    """The best plan for a target from a finished state, open loop; `cost` may be None for a density.
+
+    Errors weigh as the state measured them; where it did not, or for a given `spread`, as the noise schedule says.
+    """
+    measured = spread is None and state.sensitivity is not None
+    spread = DEFAULT_SPREAD if spread is None else spread
+    weights = state.sensitivity if measured else step_weights(*noise_levels(state), spread)
     settings = state.settings
     return budget_plan(
         state.measurement(),
         target,
         weights,
         cost,
+        coherence=state.coherence if measured else None,
         model=settings["model"],
         geometry=state.geometry,
         tile=tuple(settings["tile"]),
         normaliser=normaliser,
         max_stages=max_stages,
-        provenance={"spread": spread, **_origin(state, None)},
+        provenance={"weights": "measured" if measured else "schedule", "spread": spread, **_origin(state, None)},
     )
 
 
@@ -233,18 +263,54 @@ def baseline_plan_of(state: SearchState, method: str, density: float, dense_step
 
 
 def attention_maps(
-    runner: TorchRunner, model: Model, request: Request, meter: TileErrorMeter, show: bool = False
+    runner: TorchRunner,
+    model: Model,
+    request: Request,
+    meter: TileErrorMeter,
+    show: bool = False,
+    *,
+    most_steps: int = MAP_STEPS,
+    parts: int = 1,
+    query_tiles: int | None = None,
 ) -> np.ndarray:
-    """Mean dense attention [L, H, nV, nV] between video tiles, over prompts and at most MAP_STEPS steps."""
-    recorder = MapRecorder(meter, model.tiling)
+    """Mean dense attention [parts, L, H, nV, nV] between video tiles, over prompts and at most so many steps.
+
+    parts: of the trajectory, each with a map of its own; a part without a step has that of the part before.
+    query_tiles: of so many query tiles alone, drawn anew for each step and layer (None: all of them).
+    """
+    full = full_attention(model.tiling, runner.device, runner.dtype)
+    recorder = MapRecorder(meter, model.tiling, full, parts, query_tiles)
     before, runner.model.attention = runner.model.attention, recorder
-    short = replace(request, steps=min(request.steps or MAP_STEPS, MAP_STEPS))
+    short = replace(request, steps=min(request.steps or most_steps, most_steps))
     run = prepare(runner, model, short, dense_stage)
-    for _ in progress(range(int(run.steps)), "measuring attention maps", "step", show=show):
+    steps = int(run.steps)
+    part_of = np.arange(steps) * parts // steps
+    for step in progress(range(steps), "measuring attention maps", "step", show=show):
+        recorder.part = part_of[step]
         run.step()
     runner.model.attention = before
     video = model.tiling.video_slice
-    return recorder.mass[:, :, video, video] / int(run.steps)
+    mass = recorder.mass[..., video, video]
+    counts = np.bincount(part_of, minlength=parts)
+    measured = np.maximum.accumulate(np.where(counts > 0, np.arange(parts), 0))
+    return mass[measured] / counts[measured][:, None, None, None, None]
+
+
+def _maps(
+    runner: TorchRunner,
+    model: Model,
+    request: Request,
+    meter: TileErrorMeter,
+    specs: Mapping[str, dict],
+    query_tiles: int | None,
+    show: bool,
+) -> np.ndarray:
+    """The attention maps that these candidates need, from fewer steps where errors are measured on a sample."""
+    if not any(needs_rows(spec) for spec in specs.values()) and query_tiles is not None:
+        one = replace(request, prompts=request.prompts[:1])
+        return attention_maps(runner, model, one, meter, show, most_steps=SAMPLED_MAP_STEPS, query_tiles=query_tiles)
+    steps = MAP_STEPS if query_tiles is None else MAP_PARTS
+    return attention_maps(runner, model, request, meter, show, most_steps=steps, parts=MAP_PARTS)
 
 
 def _walk(
@@ -257,10 +323,16 @@ def _walk(
         load_scheduler(run.scheduler, state.scheduler)
     steps = range(state.done, state.steps)
     for step in progress(steps, "searching", "step", show=show, total=state.steps, initial=state.done):
-        hook.dense = hook.rule.is_dense(step, state.steps)
+        hook.step, hook.dense = step, hook.rule.is_dense(step, state.steps)
         run.step()
         state.error[step], state.power[step] = hook.error, hook.power
-        now = {"latents": run.latents.numpy(), "scheduler": save_scheduler(run.scheduler)}
+        if state.layer_power is not None:
+            state.layer_power[step] = hook.layer_power
+        if state.deviation is not None:
+            state.deviation[step] = hook.deviation
+        if state.maps is not None:
+            state.maps[:] += hook.maps / state.steps
+        now = {"latents": run.latents.cpu().numpy(), "scheduler": save_scheduler(run.scheduler)}
         state = replace(state, done=step + 1, **now)
         if path is not None:
             write_state(path, state)
@@ -268,11 +340,12 @@ def _walk(
 
 
 def _resolved(specs: Mapping[str, dict], tiling: Tiling, maps: np.ndarray | None) -> dict[str, ModePattern]:
-    """One pattern per candidate, or [L][H] of them where the candidate is measured on the maps [L, H, nV, nV]."""
+    """One pattern per candidate, or [L][H] of them where it is measured on the maps [parts, L, H, nV, nV]."""
     nothing = np.zeros((0, 0))
+    by_head = None if maps is None else maps.transpose(1, 2, 0, 3, 4)
     return {
-        name: tuple(tuple(resolve(spec, tiling, head) for head in layer) for layer in maps)
-        if is_measured(spec) and maps is not None
+        name: tuple(tuple(resolve(spec, tiling, head) for head in layer) for layer in by_head)
+        if is_measured(spec) and by_head is not None
         else resolve(spec, tiling, nothing)
         for name, spec in specs.items()
     }
@@ -282,9 +355,7 @@ def _first_state(
     settings: dict, patterns: Mapping[str, ModePattern], tiling: Tiling, run: Denoising, device: str
 ) -> SearchState:
     shape = (tiling.geometry.layers, tiling.geometry.heads, len(patterns))
-    masks = _masks(tuple(patterns.values()), tiling)
-    kept = [[[tiling.density(mask) for mask in modes] for modes in heads] for heads in masks]
-    steps = int(run.steps)
+    steps, num_bins = int(run.steps), len(map_bins(tiling))
     return SearchState(
         settings=settings,
         record=hardware(device),
@@ -293,42 +364,13 @@ def _first_state(
         done=0,
         error=np.zeros((steps, *shape)),
         power=np.zeros((steps, *shape[:2])),
-        sparsity=np.broadcast_to(1.0 - np.array(kept), shape).copy(),
-        latents=run.latents.numpy(),
+        sparsity=ModeMasks(tuple(patterns.values()), tiling).sparsity,
+        latents=run.latents.cpu().numpy(),
         scheduler={},
+        maps=np.zeros((*shape[:2], num_bins, num_bins), np.float32),
+        layer_power=np.zeros((steps, shape[0])),
+        deviation=np.zeros((steps, *shape)),
     )
-
-
-def _masks(patterns: tuple[ModePattern, ...], tiling: Tiling) -> np.ndarray:
-    """bool [L or 1, H, M, nT, nT]; one layer stands for all when nothing was measured per head."""
-    geometry = tiling.geometry
-    per_head = any(isinstance(p, tuple) for p in patterns)
-    layers = geometry.layers if per_head else 1
-    known: dict[Pattern, np.ndarray] = {}
-
-    def mask(pattern: Pattern) -> np.ndarray:
-        if pattern not in known:
-            known[pattern] = tiling.mask(pattern)
-        return known[pattern]
-
-    return np.stack(
-        [
-            np.stack(
-                [
-                    np.stack([mask(p[layer][head] if isinstance(p, tuple) else p) for p in patterns])
-                    for head in range(geometry.heads)
-                ]
-            )
-            for layer in range(layers)
-        ]
-    )
-
-
-def _sampled(query_tiles: int | None, tiling: Tiling) -> np.ndarray | None:
-    if query_tiles is None:
-        return None
-    count = integer(query_tiles, "query_tiles", 1, tiling.num_tiles)
-    return np.unique(np.linspace(0, tiling.num_tiles - 1, count).round().astype(np.int64))
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

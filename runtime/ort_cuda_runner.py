@@ -6,8 +6,8 @@ one stream each, and each waits for the other on the device: nothing here waits 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from svdit.plans.bundle import Bundle, TensorSpec
 from svdit.plans.errors import complain
+from svdit.runtime import cuda
 from svdit.runtime.layers import layer_specs, marked_graph
-from svdit.runtime.ort_runner import WEIGHTS_FOLDER
+from svdit.runtime.ort_runner import WEIGHTS_FOLDER, weights_folder
 from svdit.runtime.runner import Runner, need
 from svdit.trt_plugins import onnxruntime_library
 
@@ -41,7 +42,8 @@ class OrtCudaRunner(Runner):
     def __init__(self, bundle: Bundle, *, index: int = 0, cuda_graph: bool = True) -> None:
         manifest = bundle.manifest
         check_bundle(bundle)
-        super().__init__("onnxrt-cuda:plugin", manifest.inputs, manifest.outputs, len(bundle.plan.stages))
+        num_stages = len(bundle.plan.stages)
+        super().__init__("onnxrt-cuda:plugin", manifest.inputs, manifest.outputs, num_stages, manifest.batch)
         self.bundle, self.cuda_graph = bundle, cuda_graph
         self.tensor_device = f"cuda:{index}"
         self._marked = False
@@ -66,7 +68,8 @@ class OrtCudaRunner(Runner):
         options = cuda_options(device.index, stream.cuda_stream, self.cuda_graph)
         graph = self.bundle.path / self.bundle.manifest.graphs[0].file
         session = open_session(graph, library, CUDA_PROVIDER, options, marked=self._marked)
-        self._graph = BoundGraph(session, self.bundle.manifest.inputs, self.outputs, device, stream)
+        manifest = self.bundle.manifest
+        self._graph = BoundGraph(session, manifest.inputs, self.outputs, device, stream, manifest.batch.most)
 
     def infer_tensors(self, feed: Mapping[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
         """Evaluate once on the GPU's own tensors, without waiting; the results are the caller's.
@@ -74,6 +77,7 @@ class OrtCudaRunner(Runner):
         Raises SvditError for a tensor of another shape.
         """
         assert self._graph is not None
+        self.check_rows(feed["hidden_states"].shape[0])
         return self._graph(feed, stage)
 
     def _infer(self, feed: Mapping[str, np.ndarray], stage: int) -> dict[str, np.ndarray]:
@@ -89,9 +93,11 @@ class OrtCudaRunner(Runner):
 class BoundGraph:
     """A session whose every input and output has one address for its whole life.
 
-    inputs, outputs  specifications with sizes only, `stage` int32 [1] among the inputs
+    inputs, outputs  specifications, `stage` int32 [1] among the inputs
     device           where the tensors lie
     stream           the CUDA stream that the session was made for; None on the CPU
+    most             rows that there is room for, where the batch is free: fewer use the beginning of each buffer, and
+                     every number of rows is captured on its own
     """
 
     def __init__(
@@ -101,52 +107,51 @@ class BoundGraph:
         outputs: Sequence[TensorSpec],
         device: torch.device,
         stream: torch.cuda.Stream | None = None,
+        most: int = 1,
     ) -> None:
-        import onnxruntime as ort
         import torch
 
         self._session, self._device, self._stream = session, device, stream
         self.buffers = {
-            spec.name: torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
+            spec.name: torch.zeros(spec.sizes(most), dtype=getattr(torch, spec.dtype), device=device)
             for spec in (*inputs, *outputs)
         }
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(device))
-        self._outputs = [spec.name for spec in outputs]
-        self._binding = session.io_binding()
-        for specs, bind in ((inputs, self._binding.bind_input), (outputs, self._binding.bind_output)):
-            for spec in specs:
-                address = self.buffers[spec.name].data_ptr()
-                bind(spec.name, device.type, device.index or 0, np.dtype(spec.dtype), list(spec.shape), address)
-        self._options = ort.RunOptions()
-        # NOTE without this the session waits for its stream at the end of every run.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+        self._shapes = {spec.name: spec for spec in inputs}
+        self._of_rows: dict[int, tuple[Any, Any]] = {}
+
+    def _bound(self, rows: int) -> tuple[Any, Any]:
+        """Binding and run options for calls of so many rows."""
+        import onnxruntime as ort
+
+        if rows not in self._of_rows:
+            binding, device = self._session.io_binding(), self._device
+            for specs, bind in ((self._inputs, binding.bind_input), (self._outputs, binding.bind_output)):
+                for spec in specs:
+                    address, sizes = self.buffers[spec.name].data_ptr(), list(spec.sizes(rows))
+                    bind(spec.name, device.type, device.index or 0, np.dtype(spec.dtype), sizes, address)
+            options = ort.RunOptions()
+            # NOTE without this the session waits for its stream at the end of every run.
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            options.add_run_config_entry("gpu_graph_id", str(rows))
+            self._of_rows[rows] = binding, options
+        return self._of_rows[rows]
 
     def __call__(self, feed: Mapping[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
         """Copy in, run, and copy out to new tensors, all in the order of the caller's stream."""
+        rows = feed["hidden_states"].shape[0]
         for name, tensor in feed.items():
-            if tensor.shape != self.buffers[name].shape:
-                raise complain(f"{name} shape", tuple(tensor.shape), tuple(self.buffers[name].shape))
-        with self._in_order():
+            expected = self._shapes[name].sizes(rows)
+            if tuple(tensor.shape) != expected:
+                raise complain(f"{name} shape", tuple(tensor.shape), expected)
+        with nullcontext() if self._stream is None else cuda.in_order(self._stream):
             for name, tensor in feed.items():
-                self.buffers[name].copy_(tensor)
+                self.buffers[name][: len(tensor)].copy_(tensor)
             self.buffers["stage"].fill_(stage)
-            self._session.run_with_iobinding(self._binding, self._options)
-            return {name: self.buffers[name].clone() for name in self._outputs}
-
-    @contextmanager
-    def _in_order(self) -> Iterator[None]:
-        """The session's stream as torch's, after what the caller enqueued and before what the caller enqueues next."""
-        if self._stream is None:
-            yield
-            return
-        import torch
-
-        outer = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(outer)
-        with torch.cuda.stream(self._stream):
-            yield
-        outer.wait_stream(self._stream)
+            self._session.run_with_iobinding(*self._bound(rows))
+            return {spec.name: self.buffers[spec.name][: spec.sizes(rows)[0]].clone() for spec in self._outputs}
 
 
 def cuda_options(index: int, stream: int, graph: bool) -> dict[str, str]:
@@ -175,8 +180,7 @@ def open_session(
     if provider != "CPUExecutionProvider":
         # NOTE the runtime would put nodes without a kernel on the CPU; with this it refuses the graph.
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if marked:
-        settings.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    settings.add_session_config_entry(WEIGHTS_FOLDER, str(weights_folder(path.parent)))
     try:
         settings.register_custom_ops_library(str(library))
         source = marked_graph(path) if marked else str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,18 @@ from svdit.runtime.runner import Runner, need
 from svdit.trt_plugins import onnxruntime_library
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""Session option for graphs given as bytes: the folder of their weight files."""
+"""Session option: the folder of the weight files. Graphs given as bytes need it, and links to files elsewhere."""
+
+
+def weights_folder(folder: Path) -> Path:
+    """Where ONNX Runtime finds the weights of the bundle in `folder`: there, or where all of them are links to.
+
+    It refuses links out of the folder that it reads from.
+    """
+    files = list(folder.glob("*.safetensors"))
+    real = {file.resolve().parent for file in files}
+    same_names = all(file.resolve().name == file.name for file in files)
+    return real.pop() if len(real) == 1 and same_names else folder.resolve()
 
 
 class OrtRunner(Runner):
@@ -31,7 +43,7 @@ class OrtRunner(Runner):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         manifest = bundle.manifest
         num_stages = max(stage for graph in manifest.graphs for stage in graph.stages) + 1
-        super().__init__(f"onnxrt:{manifest.variant}", manifest.inputs, manifest.outputs, num_stages)
+        super().__init__(f"onnxrt:{manifest.variant}", manifest.inputs, manifest.outputs, num_stages, manifest.batch)
         self.bundle = bundle
         self.threads = threads
         self._marked = False
@@ -54,8 +66,7 @@ class OrtRunner(Runner):
             options.intra_op_num_threads = self.threads
         if self.bundle.manifest.variant == "plugin":
             self._register(options)
-        if self._marked:
-            options.add_session_config_entry(WEIGHTS_FOLDER, str(self.bundle.path))
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_folder(self.bundle.path)))
         graphs = self.bundle.manifest.graphs
         for graph in progress(graphs, f"loading {self.bundle.path.name}", "graph", show=len(graphs) > 1):
             path = self.bundle.path / graph.file
@@ -68,7 +79,7 @@ class OrtRunner(Runner):
                     str(path),
                     f"ONNX Runtime: {str(error).splitlines()[0]}",
                     "a graph that ONNX Runtime can load on the CPU",
-                    "export the bundle again",
+                    "export the bundle again, with --copy-weights if its weights are links",
                 ) from error
             for stage in graph.stages:
                 self._sessions[stage] = session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from svdit.plans.errors import complain
 from svdit.plans.schema import Plan
 from svdit.plans.tiles import Tiling
 from svdit.runtime.denoise import Denoising, StepRecord, check_seed, noise_for, run_all
+from svdit.runtime.pipeline_parts import decode, encode
 from svdit.runtime.runner import Runner
 from svdit.runtime.torch_runner import TorchRunner, checkpoint_of
 
@@ -72,37 +73,63 @@ class Generated(Videos):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model at hand: its adapter, the folder of its weights, and the order of its tokens."""
+    """A model at hand: its adapter, the folder of its weights, and the order of its tokens.
+
+    device  where text encoders and VAE of a diffusers pipeline run, while they are needed
+    """
 
     adapter: Any
     checkpoint: Path
     tiling: Tiling
+    device: str = "cpu"
+    _encoded: dict[tuple[str, ...], dict[str, torch.Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Model:
+    def of(cls, bundle: Bundle, device: str = "cpu") -> Model:
         """The model of a bundle. Raises SvditError when its adapter or checkpoint is not there."""
         adapter = registry.adapter(bundle.manifest.model)
-        return cls(adapter, checkpoint_of(adapter, bundle.manifest.checkpoint), bundle.plan.tiling())
+        return cls(adapter, checkpoint_of(adapter, bundle.manifest.checkpoint), bundle.plan.tiling(), device)
+
+    def texts(self, prompts: tuple[str, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """What the denoiser takes of prompts, by input name: a row for each, and the row of the empty prompt.
+
+        Text encoders are loaded for this and freed at once, and only the first time that it is asked for.
+        """
+        if prompts not in self._encoded:
+            tokens = self.tiling.geometry.text_tokens
+            self._encoded[prompts] = encode(self.adapter, self.checkpoint, [*prompts, ""], tokens, self.device)
+        return {name: (rows[:-1], rows[-1:]) for name, rows in self._encoded[prompts].items()}
 
 
 def prepare(runner: Runner, model: Model, request: Request, stage_of: Callable[[int, int], int]) -> Denoising:
     """A denoising run at its first step: text encoded, noise drawn, scheduler set."""
     adapter, checkpoint = model.adapter, model.checkpoint
     sampling = adapter.sampling(checkpoint)
-    with torch.inference_mode():
-        text = adapter.encode_prompts(checkpoint, list(request.prompts)).float().cpu()
-        uncond = adapter.encode_prompts(checkpoint, [""]).float().cpu()
+    more = model.texts(request.prompts)
+    text, uncond = more.pop("encoder_hidden_states")
     steps = sampling.steps if request.steps is None else request.steps
     guidance = sampling.guidance_scale if request.guidance is None else request.guidance
     noise = noise_for(request.seeds, adapter.latent_shape(model.tiling.geometry, checkpoint))
-    return Denoising(runner, sampling.scheduler(), noise, text, uncond, steps, float(guidance), stage_of)
+    return Denoising(
+        runner,
+        sampling.scheduler(),
+        noise,
+        text,
+        uncond,
+        steps,
+        float(guidance),
+        stage_of,
+        more=more,
+        embedded=sampling.cfg == "input",
+        sigmas=None if sampling.sigmas is None else sampling.sigmas(steps),
+    )
 
 
 def finish(run: Denoising, model: Model) -> Generated:
     """Decode the latents of a finished run."""
     assert run.done
     with torch.inference_mode():
-        videos = np.asarray(model.adapter.decode(model.checkpoint, run.latents))
+        videos = decode(model.adapter, model.checkpoint, run.latents, model.device)
     return Generated(videos, tuple(run.records), int(run.steps), float(run.guidance), run.latents.numpy())
 
 
@@ -118,7 +145,7 @@ def dense_stage(step: int, steps: int) -> int:
 
 def run_bundle(runner: Runner, bundle: Bundle, request: Request, *, show: bool = True) -> Generated:
     """Make videos with an active runner of a bundle."""
-    model = Model.of(bundle)
+    model = Model.of(bundle, runner.tensor_device or "cpu")
     run = prepare(runner, model, request, stages_for(runner, bundle.plan))
     with torch.inference_mode():
         run_all([run], f"denoising on {runner.name}", show)
@@ -151,7 +178,7 @@ def generate(
     if plan is not None:
         adapter.check_geometry(folder, plan.geometry)
     tiling = plan.tiling() if plan is not None else Tiling(adapter.geometry(folder), tile or adapter.default_tile())
-    model = Model(adapter, folder, tiling)
+    model = Model(adapter, folder, tiling, device)
     request = Request(tuple(prompts), seed, steps, guidance)
     with (
         TorchRunner(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 
@@ -20,18 +19,11 @@ from svdit.plans.files import read_json
 from svdit.runtime.denoise import StepRecord
 from svdit.runtime.drop_in import BundleTransformer, config_of, load
 from svdit.runtime.pipeline import Request, Videos
+from svdit.runtime.pipeline_parts import INDEX, PIPELINES, call_options, load_pipeline, pipeline_name
 from svdit.runtime.progress import progress
 from svdit.runtime.runner import Runner
 from svdit.runtime.torch_runner import check_device, checkpoint_of
 from svdit.runtime.video import to_uint8
-
-PIPELINES = {
-    "WanTransformer3DModel": ("WanPipeline", "WanImageToVideoPipeline"),
-    "CogVideoXTransformer3DModel": ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline"),
-    "HunyuanVideoTransformer3DModel": ("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
-}
-"""Pipelines that call a transformer class, text-to-video first."""
-INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -66,27 +58,24 @@ def run_folder(
     wish = Wish() if wish is None else wish
     check_device(device)
     check_folder(Path(pipeline_dir), bundle, wish)
-    size = _size(Path(pipeline_dir), bundle, wish)
+    adapter = registry.adapter(bundle.manifest.model)
+    has_config = (Path(pipeline_dir) / "transformer" / "config.json").is_file()
+    checkpoint = Path(pipeline_dir) if has_config else checkpoint_of(adapter, bundle.manifest.checkpoint)
+    _check_size(adapter, checkpoint, bundle, wish)
     image = _image(wish)
-    pipe = load_pipeline(Path(pipeline_dir), device)
+    pipe = load_pipeline(Path(pipeline_dir), device, without=("transformer",))
     with load(bundle.path, scheduler=pipe.scheduler, backend=backend, device=device, threads=threads) as transformer:
         pipe.transformer = transformer.to(device)
-        options = {**size, **_text_tokens(pipe, bundle), **image}
+        options = {**call_options(pipe, adapter, bundle.manifest.geometry, checkpoint), **image}
         return transformer.runner, run_pipeline(pipe, transformer, request, options, show=show)
 
 
 def check_folder(folder: Path, bundle: Bundle, wish: Wish) -> None:
     """Raise SvditError unless `folder` holds a pipeline for the transformer that `bundle` was made from."""
-    if not (folder / INDEX).is_file():
-        got = f"no {INDEX}" if folder.is_dir() else "no such folder"
-        raise complain(f"pipeline {folder}", got, "a folder that a diffusers pipeline was saved or downloaded to")
     config = config_of(bundle)
     names = PIPELINES[config["_class_name"]]
+    name = pipeline_name(folder, names, f"a bundle of {bundle.manifest.model}")
     index = read_json(folder / INDEX, "a pipeline's list of components")
-    name = index.get("_class_name")
-    if name not in names:
-        expected = f"{' or '.join(names)}, for a bundle of {bundle.manifest.model}"
-        raise complain(f"{folder / INDEX}: $._class_name", shown(name), expected)
     if (index.get("transformer_2") or [None])[0] is not None:
         raise complain(f"{folder / INDEX}: $.transformer_2", shown(index["transformer_2"]), "none", "Wan 2.1 has one")
     takes_image = name == names[1]
@@ -99,30 +88,6 @@ def check_folder(folder: Path, bundle: Bundle, wish: Wish) -> None:
             if not key.startswith("_") and key in own and _plain(own[key]) != _plain(expected):
                 hint = "the bundle was made from another checkpoint of this model: use that one's pipeline"
                 raise complain(f"{path}: $.{key}", shown(own[key]), f"{shown(expected)}, as in {bundle.path}", hint)
-
-
-def load_pipeline(folder: Path, device: str, *, transformer: bool = False) -> diffusers.DiffusionPipeline:
-    """The pipeline of a folder on `device`, with or without its transformer. Raises SvditError for one that is broken.
-
-    On a GPU everything but the VAE is bfloat16, on a CPU float32.
-    """
-    name = read_json(folder / INDEX, "a pipeline's list of components")["_class_name"]
-    kinds = {"default": torch.bfloat16, "vae": torch.float32} if torch.device(device).type == "cuda" else torch.float32
-    try:
-        # NOTE the class itself, since DiffusionPipeline would load a transformer that the class may do without.
-        without = {} if transformer else {"transformer": None}
-        pipe = getattr(diffusers, name).from_pretrained(folder, torch_dtype=kinds, local_files_only=True, **without)
-    except Exception as error:  # diffusers, transformers and safetensors have no common class
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise complain(
-            f"pipeline {folder}",
-            first,
-            "a complete pipeline",
-            "" if transformer else "only the transformer may be missing",
-        ) from error
-    if hasattr(pipe.vae, "enable_tiling"):
-        pipe.vae.enable_tiling()
-    return pipe.to(device)
 
 
 def run_pipeline(
@@ -158,26 +123,14 @@ def run_pipeline(
     return Videos(np.stack(videos), tuple(records), steps, float(guidance))
 
 
-def _size(folder: Path, bundle: Bundle, wish: Wish) -> dict[str, int]:
-    """The pipeline's arguments for the size of the bundle. Raises SvditError where another one is wished."""
-    adapter = registry.adapter(bundle.manifest.model)
-    has_config = (folder / "transformer" / "config.json").is_file()
-    coder = adapter.coder(folder if has_config else checkpoint_of(adapter, bundle.manifest.checkpoint))
-    size = coder.video(bundle.manifest.geometry.grid)
+def _check_size(adapter: Any, checkpoint: Path, bundle: Bundle, wish: Wish) -> None:
+    """Raise SvditError where another size than the bundle's is wished."""
+    size = adapter.coder(checkpoint).video(bundle.manifest.geometry.grid)
     for name, own in zip(("frames", "height", "width"), size, strict=True):
         wished = getattr(wish, name)
         if wished is not None and wished != own:
             hint = f"leave it out, or export a bundle with --{name} {wished} and a plan for that size"
             raise complain(f"--{name}", wished, f"{own}: {bundle.path} is for {size}", hint)
-    return {"num_frames": size.frames, "height": size.height, "width": size.width}
-
-
-def _text_tokens(pipe: Any, bundle: Bundle) -> dict[str, int]:
-    """As many text tokens as the bundle has in self-attention; where images add to them the pipeline decides."""
-    tokens = bundle.manifest.geometry.text_tokens
-    if tokens and type(pipe).__name__ != "HunyuanVideoImageToVideoPipeline":
-        return {"max_sequence_length": tokens}
-    return {}
 
 
 def _image(wish: Wish) -> dict[str, Any]:

@@ -63,6 +63,9 @@ class BridgedRunner(BaseRunner):
 class BundleRunner(BridgedRunner):
     """A bundle on one of our backends, loaded and freed by Polygraphy: what `polygraphy run --svdit-BACKEND` makes."""
 
+    is_active = False
+    """What the base class asks for when the object goes, even when its constructor did not end."""
+
     def __init__(self, folder: str, backend: str) -> None:
         bundle = read_bundle(folder)
         if len(bundle.manifest.graphs) > 1:

@@ -26,19 +26,22 @@ def load_data() -> Iterator[dict[str, np.ndarray]]:
     if not folder:
         raise complain(VARIABLE, "nothing", "the folder of a bundle", f"{VARIABLE}=DIR polygraphy run DIR/dit.onnx ...")
     bundle = read_bundle(folder)
-    model, plan, batch = Model.of(bundle), bundle.plan, bundle.manifest.batch
+    model, plan, batch = Model.of(bundle), bundle.plan, bundle.manifest.batch.most
     sampling: Any = model.adapter.sampling(model.checkpoint)
-    scheduler = sampling.scheduler()
-    scheduler.set_timesteps(sampling.steps)
+    scheduler, levels = sampling.scheduler(), {}
+    if sampling.sigmas is not None:
+        levels = {"sigmas": sampling.sigmas(sampling.steps)}
+    scheduler.set_timesteps(**(levels or {"num_inference_steps": sampling.steps}))
     prompt = (plan.provenance.get("prompts") or ["red circle moving right"])[0]
-    text = model.adapter.encode_prompts(model.checkpoint, ["", prompt]).float().numpy()
-    noise = noise_for([0] * batch, bundle.manifest.latent_shape).numpy()
+    rows = {name: np.concatenate([empty, given]) for name, (given, empty) in model.texts((prompt,)).items()}
+    inputs = {
+        "hidden_states": noise_for([0] * batch, bundle.manifest.latent_shape).numpy(),
+        "guidance": np.full((batch,), 1000 * sampling.guidance_scale, np.float32),
+        **{name: np.resize(array, (batch, *array.shape[1:])) for name, array in rows.items()},
+    }
     stages = [plan.stage_of(step, sampling.steps) for step in range(sampling.steps)]
     for stage in sorted(set(stages)):
         timestep = float(scheduler.timesteps[stages.index(stage)])
-        yield {
-            "hidden_states": noise,
-            "timestep": np.full((batch,), timestep, np.float32),
-            "encoder_hidden_states": np.resize(text, (batch, *text.shape[1:])),
-            "stage": np.array([stage], np.int32),
-        }
+        now = {**inputs, "timestep": np.full((batch,), timestep, np.float32)}
+        taken = [spec.name for spec in bundle.manifest.inputs if spec.name != "stage"]
+        yield {**{name: now[name] for name in taken}, "stage": np.array([stage], np.int32)}

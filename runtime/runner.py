@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from svdit.plans.batch import BATCH, Batch, batch_of
 from svdit.plans.bundle import Bundle, TensorSpec
 from svdit.plans.errors import SvditError, complain
 from svdit.trt_plugins import onnxruntime_library
@@ -26,18 +27,27 @@ class Runner:
 
     The constructor only stores arguments; `activate` loads, `close` frees. Public methods check,
     `_activate`, `_infer` and `_close` do the work. `inputs` and `outputs` are tensor specifications without `stage`,
-    which is an argument of `infer`; a dimension given as text is free but must agree between inputs.
+    which is an argument of `infer`; a dimension given as text is free but must agree between inputs. `batch` says
+    what the free first dimension of a bundle's inputs may be.
     """
 
     backend = "none"
     tensor_device: str | None = None
     """torch's name of the device on which a runner's `infer_tensors` takes and gives tensors; None: `infer` only."""
 
-    def __init__(self, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], num_stages: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        num_stages: int,
+        batch: Batch | None = None,
+    ) -> None:
         self.name = name
         self.inputs = tuple(spec for spec in inputs if spec.name != "stage")
         self.outputs = tuple(outputs)
         self.num_stages = num_stages
+        self._batch = batch
         self.active = False
 
     def __enter__(self) -> Self:
@@ -69,10 +79,10 @@ class Runner:
         raise complain(f"{self.name}: input", repr(name), f"one of {[s.name for s in self.inputs]}")
 
     @property
-    def batch(self) -> int | None:
-        """Rows of one call, or None where any number goes."""
+    def batch(self) -> Batch | None:
+        """How many rows one call may have, or None where any number goes."""
         rows = self.input("hidden_states").shape[0]
-        return rows if isinstance(rows, int) else None
+        return batch_of(rows) if isinstance(rows, int) else self._batch
 
     def infer(self, feed: Mapping[str, np.ndarray], stage: int = 0) -> dict[str, np.ndarray]:
         """Evaluate once. Raises SvditError when a name, dtype, shape or the stage does not fit."""
@@ -115,6 +125,15 @@ class Runner:
                     fits = fits and size == want
             if not fits:
                 raise complain(f"{self.name}: {spec.name} shape", str(array.shape), str(tuple(spec.shape)))
+        if BATCH in free:
+            self.check_rows(free[BATCH][0])
+
+    def check_rows(self, rows: int) -> None:
+        """Raise SvditError unless a call may have so many rows."""
+        batch = self.batch
+        if batch is not None and not batch.least <= rows <= batch.most:
+            hint = f"export the bundle with another --batch, such as {min(rows, batch.least)}-{max(rows, batch.most)}"
+            raise complain(f"{self.name}: batch", f"a call of {rows}", f"{batch} rows", hint)
 
     def _activate(self) -> None:
         raise NotImplementedError

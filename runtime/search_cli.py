@@ -21,16 +21,17 @@ from svdit.plans.search import (
     Rule,
     rule_for_density,
 )
+from svdit.plans.search_state import default_state
 from svdit.runtime.prompt_options import collect_prompts, prompt_options
 
 if TYPE_CHECKING:
     from svdit.plans.budget import Target
     from svdit.plans.cost import CostModel, Hardware
-    from svdit.runtime.search_state import SearchState
+    from svdit.plans.search_state import SearchState
 
 METHODS = ("sparse-vdit", "budget", *baselines.METHODS)
 TARGETS = ("target_speedup", "target_density", "target_error")
-BUDGET = (*TARGETS, "hardware", "spread")
+BUDGET = (*TARGETS, "hardware", "spread", "calibrate")
 """Options of --method budget alone."""
 PAPER = ("lam", "eps", "error_scale")
 """Options of --method sparse-vdit alone."""
@@ -38,6 +39,9 @@ FILE = click.Path(path_type=Path)
 MEASURING = (
     "model",
     "checkpoint",
+    "frames",
+    "height",
+    "width",
     "prompt",
     "prompts_file",
     "seed",
@@ -48,6 +52,7 @@ MEASURING = (
     "tile",
     "candidates",
     "query_tiles",
+    "calibrate",
     "state",
 )
 """Options that say what to measure; none of them goes with --from-state."""
@@ -85,10 +90,9 @@ def parse_tile(text: str) -> tuple[int, int, int]:
 @click.option(
     "--spread",
     type=float,
-    default=DEFAULT_SPREAD,
-    show_default=True,
-    help="budget: how much more errors of early steps weigh.",
+    help=f"budget: how much more errors of early steps weigh (default: as calibrated, else {DEFAULT_SPREAD:g}).",
 )
+@click.option("--calibrate", is_flag=True, help="budget: measure what errors of each step and head do to the end.")
 @click.option("--lam", type=float, default=DEFAULT_LAM, show_default=True, help="Price of density (lambda).")
 @click.option("--eps", type=float, default=DEFAULT_EPS, show_default=True, help="Loss above which a head stays full.")
 @click.option(
@@ -114,6 +118,9 @@ def parse_tile(text: str) -> tuple[int, int, int]:
 )
 @click.option("--density", type=float, help="Kept share of query-key pairs; for sparse-vdit it sets lam = eps.")
 @click.option("--max-stages", type=int, default=3, show_default=True, help="Most stages of the plan.")
+@click.option("--frames", type=int, help="Frames of the video (default: those of the model's reference video).")
+@click.option("--height", type=int, help="Height of the video in pixels (default: as above).")
+@click.option("--width", type=int, help="Width of the video in pixels (default: as above).")
 @click.option("--steps", type=int, help="Denoising steps (default: the checkpoint's).")
 @click.option("--guidance", type=float, help="Guidance scale (default: the checkpoint's).")
 @prompt_options
@@ -151,7 +158,7 @@ def main(context: click.Context, **options: object) -> None:
                 "no options that say what to measure",
                 "the state file holds its own settings",
             )
-        from svdit.runtime.search_state import read_state
+        from svdit.plans.search_state import read_state
 
         state = read_state(options["from_state"])  # type: ignore[arg-type]
         plan = _choose(state, options, rule)
@@ -234,11 +241,6 @@ def _check_outputs(output: Path, json_file: Path | None) -> None:
         check_target(json_file, None, "--json")
 
 
-def default_state(output: Path) -> Path:
-    """tiny.plan.json -> tiny.search.npz, beside it."""
-    return output.with_name(output.name.removesuffix(".json").removesuffix(".plan") + ".search.npz")
-
-
 def _search(options: dict, rule: Rule, output: Path) -> Plan:
     from svdit.plans import registry
     from svdit.plans.tiles import Tiling
@@ -252,7 +254,8 @@ def _search(options: dict, rule: Rule, output: Path) -> Plan:
     if options["method"] not in baselines.UNMEASURED:
         prompts = collect_prompts(options["prompt"], options["prompts_file"])
     tile = adapter.default_tile() if options["tile"] is None else parse_tile(options["tile"])
-    tiling = Tiling(adapter.geometry(checkpoint_of(adapter, options["checkpoint"])), tile)
+    size = (options["frames"], options["height"], options["width"])
+    tiling = Tiling(adapter.geometry_for(size, checkpoint_of(adapter, options["checkpoint"])), tile)
     specs = None
     if options["candidates"] is not None:
         specs = read_candidates(options["candidates"], tiling)
@@ -261,8 +264,8 @@ def _search(options: dict, rule: Rule, output: Path) -> Plan:
         dense = sum(rule.is_dense(step, steps) for step in range(steps))
         with rooted("--"):
             if options["method"] in baselines.UNMEASURED:
-                size = (tiling.geometry, tile, options["density"], dense, steps)
-                return baselines.unmeasured_plan(options["method"], adapter.name, *size)
+                wanted = (tiling.geometry, tile, options["density"], dense, steps)
+                return baselines.unmeasured_plan(options["method"], adapter.name, *wanted)
             within = baselines.sparse_density(options["density"], dense, steps)
             specs = baselines.candidates(options["method"], tiling, within)
     _check_target(options)
@@ -278,9 +281,12 @@ def _search(options: dict, rule: Rule, output: Path) -> Plan:
         guidance=options["guidance"],
         rule=rule,
         max_stages=options["max_stages"],
+        size=size,
         tile=tile,
         candidates=specs,
         query_tiles=options["query_tiles"],
+        projected=options["method"] == "budget",
+        calibrate=options["calibrate"],
         device=options["device"],
         dtype=options["dtype"],
         state=state_file,
@@ -334,7 +340,8 @@ def _check_target(options: dict) -> tuple:
     if options["method"] != "budget":
         return None, None
     name = next(name for name in TARGETS if options[name] is not None)
-    check_spread(options["spread"], "--spread")
+    if options["spread"] is not None:
+        check_spread(options["spread"], "--spread")
     with rooted("--target-"):
         target = Target(name.removeprefix("target_"), options[name])
     with rooted("--"):

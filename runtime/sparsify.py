@@ -81,16 +81,21 @@ class Sparsified:
         self._shared = Shared(plan)
         modules = family.attentions(transformer)
         self._originals = [(module, module.processor) for module in modules]
-        for layer, module in enumerate(modules):
-            module.set_processor(family.processor(LayerAttention(self._shared, layer)))
-        self._hook = transformer.register_forward_pre_hook(self._before, with_kwargs=True)
+        once = family.takes_tile_order(transformer, plan.geometry, self._shared.order)
+        for module, attention in zip(modules, self._shared.layers, strict=True):
+            module.set_processor(family.processor(attention if once else InModelOrder(attention)))
+        self._hooks = [transformer.register_forward_pre_hook(self._before, with_kwargs=True)]
+        if once:
+            self._hooks += family.reorder(transformer, self._shared)
+        self._once = once
 
     def restore(self) -> None:
         """Put the original attention back; calling it twice does nothing."""
         for module, processor in self._originals:
             module.set_processor(processor)
-        self._originals = []
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._originals, self._hooks = [], []
 
     def __enter__(self) -> Self:
         return self
@@ -100,8 +105,9 @@ class Sparsified:
     ) -> None:
         self.restore()
 
-    def _before(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Runs before each forward of the transformer: checks its inputs, then sets stage and text lengths."""
+    def _before(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Runs before each forward of the transformer: checks its inputs, sets stage and text lengths, and brings
+        those inputs into tile order that have a row for every token."""
         given = self._signature.bind(module, *args, **kwargs).arguments
         latents = given["hidden_states"]
         self.family.check_inputs(module, self.plan.geometry, given)
@@ -110,6 +116,11 @@ class Sparsified:
             self.step = step_of(given["timestep"], timesteps, getattr(self._scheduler(), "step_index", None))
             self.stage = self.plan.stage_of(self.step, len(timesteps))
         self._shared.begin(latents.device, self.stage, self.family.text_lengths(self.plan.geometry, given))
+        changed = self.family.reordered_inputs(given, self._shared) if self._once else {}
+        if not changed:
+            return args, kwargs
+        given.pop("self")
+        return (), {**given, **changed}
 
 
 def step_of(timestep: Any, timesteps: Tensor, step_index: int | None = None) -> int:
@@ -137,14 +148,10 @@ class Shared:
         torch_op.load()
         self.kernel = cuda_library.find() is not None
         self.tables = tables_of(plan)
-        tiling = plan.tiling()
-        order = torch.from_numpy(tiling.order)
-        text = torch.arange(plan.geometry.text_tokens)
-        if tiling.text_first:
-            self._order = torch.cat([text, order + len(text)])
-        else:
-            self._order = torch.cat([order, text + len(order)])
+        self.order = torch.from_numpy(plan.tiling().order)
+        self.inverse = torch.argsort(self.order)
         self.device: torch.device | None = None
+        self.layers = [LayerAttention(self) for _ in range(plan.geometry.layers)]
 
     def begin(self, device: torch.device, stage: int, text_len: list[int] | Tensor) -> None:
         """Stage and text lengths [B] of the coming call on `device`."""
@@ -159,11 +166,29 @@ class Shared:
             return
 
         with torch.inference_mode(False):
-            self.order, self.inverse = self._order.to(device), torch.argsort(self._order).to(device)
-            self.placed = PlacedTables(self.tables, device)
+            self.order, self.inverse = self.order.to(device), self.inverse.to(device)
+            placed = PlacedTables(self.tables, device)
+            for layer, attention in enumerate(self.layers):
+                attention.tables = placed.of(layer)
             if self.device is not None:
                 self.stage, self.text_len = self.stage.to(device), self.text_len.to(device)
         self.device = device
+
+    def to_tiles(self, x: Tensor, dim: int) -> Tensor:
+        """Video tokens along `dim`, which may have text tokens beside them, from raster order into tile order."""
+        return self._reordered(x, dim, self.order)
+
+    def to_raster(self, x: Tensor, dim: int) -> Tensor:
+        """The way back."""
+        return self._reordered(x, dim, self.inverse)
+
+    def _reordered(self, x: Tensor, dim: int, order: Tensor) -> Tensor:
+        order, text = order.to(x.device), x.shape[dim] - len(order)
+        if text:
+            first, last = (text, 0) if self.tables.text_first else (0, text)
+            parts = torch.arange(first), order + first, torch.arange(last) + len(order)
+            order = torch.cat([part.to(x.device) for part in parts])
+        return x.index_select(dim, order)
 
     def operator(self, q: Tensor) -> Callable[..., Tensor]:
         """The compiled kernel or the CPU operator; plain torch on a GPU where the kernel cannot run."""
@@ -175,24 +200,38 @@ class Shared:
 
 
 class LayerAttention:
-    """Attention of one layer on q, k, v [B, N, H, D] in the model's token order.
+    """Attention of one layer on q, k, v [B, N, H, D] in tile order.
 
-    Tokens are brought into tile order before the operator and back afterwards: four gathers of [B, N, H, D].
+    Its tables are tensors of its own, and nothing else tells the layers apart: one compiled block serves them all.
     """
 
-    def __init__(self, shared: Shared, layer: int) -> None:
-        self.shared, self.layer = shared, layer
+    tables: tuple[Tensor, ...]
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shared = self.shared
         shared.place(q.device)
-        out = shared.operator(q)(
-            *(x.index_select(1, shared.order) for x in (q, k, v)),
+        return shared.operator(q)(
+            q,
+            k,
+            v,
             shared.stage,
             shared.text_len,
-            *shared.placed.of(self.layer),
+            *self.tables,
             q.shape[-1] ** -0.5,
             shared.tables.text_tokens,
             shared.tables.text_first,
         )
-        return out.index_select(1, shared.inverse)
+
+
+class InModelOrder:
+    """A layer's attention for tokens in the model's order: four gathers of [B, N, H, D] bring them to and fro."""
+
+    def __init__(self, attention: LayerAttention) -> None:
+        self.attention = attention
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        shared = self.attention.shared
+        return shared.to_raster(self.attention(*(shared.to_tiles(x, 1) for x in (q, k, v))), 1)

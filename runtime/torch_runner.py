@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svdit.plans import registry
+from svdit.plans.batch import BATCH, Batch, batch_of
 from svdit.plans.bundle import Bundle, TensorSpec
 from svdit.plans.errors import complain
 from svdit.plans.schema import Plan
@@ -58,7 +59,7 @@ def check_device(device: str) -> str:
 
 
 class TorchRunner(Runner):
-    """Runs an adapter's denoiser. Any number of rows per call, or exactly `batch`.
+    """Runs an adapter's denoiser. Any number of rows per call, or those of `batch`.
 
     plan None means dense attention. `attention` is a method of `runtime.attention.plan_attention`.
     dtype is that of weights and activations; inputs and outputs of `infer` are always float32.
@@ -77,20 +78,20 @@ class TorchRunner(Runner):
         dtype: str = "float32",
         attention: str = "auto",
         threads: int | None = None,
-        batch: int | None = None,
+        batch: Batch | int | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise complain("dtype", repr(dtype), f"one of {', '.join(DTYPES)}")
-        rows: int | str = "B" if batch is None else batch
+        limits = None if batch is None else batch_of(batch)
+        rows = BATCH if limits is None else limits.dim
         inputs = [
             TensorSpec(spec.name, spec.dtype, (rows, *spec.shape[1:]))
             for spec in adapter.inputs(checkpoint, tiling.geometry, 1)
             if spec.name != "stage"
         ]
         outputs = (TensorSpec("noise_pred", "float32", (rows, *adapter.output_shape(tiling.geometry, checkpoint))),)
-        super().__init__(
-            "torch:dense" if plan is None else "torch:plan", inputs, outputs, 1 if plan is None else len(plan.stages)
-        )
+        num_stages = 1 if plan is None else len(plan.stages)
+        super().__init__("torch:dense" if plan is None else "torch:plan", inputs, outputs, num_stages, limits)
         self.adapter, self.checkpoint, self.tiling, self.plan = adapter, checkpoint, tiling, plan
         self.device, self.dtype, self.method, self.threads = device, dtype, attention, threads
         self._model: torch.nn.Module | None = None

@@ -4,17 +4,19 @@
     check_onnxruntime_cuda.py prepare FOLDER [--reference]       # anywhere; exports with svdit installed
     check_onnxruntime_cuda.py check FOLDER --library build/libsvdit_onnxruntime.so --json out.json    # on the GPU
 
-`prepare` writes four plugin bundles (bf16 and fp16; the plan, and all heads full), one copy of their weights, and the
-loop's inputs: noise of seed 0, text, sigmas. With --reference also the float32 video of the portable bundle, made by
-ONNX Runtime's CPU provider in a few minutes. FOLDER can be carried to another machine.
+`prepare` writes four plugin bundles (bf16 and fp16; the plan, and all heads full) and one copy of their weights. With
+--reference also the float32 video of the portable bundle, made by ONNX Runtime's CPU provider in a few minutes. FOLDER
+can be carried to another machine.
 
-`check` needs onnxruntime-gpu, torch for CUDA, onnx-ir and this repository; svdit need not be installed. It runs, each
-part whatever became of the others:
+`check` needs onnxruntime-gpu, torch for CUDA, diffusers, onnx-ir and this repository; svdit need not be installed.
+A loop is svdit-run's: the checkpoint's scheduler and steps, the plan's first prompt, seed 0. Parts, each whatever
+became of the others:
   golden   the operator's golden cases in both types against float64 brute force
   loops    the denoising loop, both types, dense and sparse, with a CUDA graph and without: one loop to warm up, then
            --loops of each in turn; median step and median loop in ms, PSNR of the video against the reference
-  profile  one call by ONNX Runtime's own profiler: nodes by operator and provider, copies and casts by name; one by
-           torch's: time of the GPU by kernel, share of the attention
+  profile  one call by ONNX Runtime's own profiler: nodes by operator and provider, copies and casts by name; one loop
+           with a CUDA graph by torch's: time of the GPU by kind of kernel, the host's waits; and how far the sparse
+           loop is from the dense one less the attention that it saves
   memory   100 loops with a CUDA graph: device memory in use before and after
 --try-cpu runs the same code on the CPU provider with the fp16 bundles, to test this script; the times mean nothing.
 """
@@ -23,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -58,11 +59,9 @@ def make_importable() -> None:
 
 def prepare(folder: Path, reference: bool, checkpoint: Path | None, plan_file: Path) -> None:
     from svdit.exporter.export import export
-    from svdit.plans import registry
     from svdit.plans.schema import read_plan, template
 
     plan = read_plan(plan_file)
-    adapter = registry.adapter("tiny")
     weights = folder / "weights"
     weights.mkdir(parents=True, exist_ok=True)
     for name, which in (("sparse", plan), ("dense", template("tiny", plan.geometry, plan.tile))):
@@ -70,21 +69,6 @@ def prepare(folder: Path, reference: bool, checkpoint: Path | None, plan_file: P
             bundle = export("tiny", which, folder / f"{precision}-{name}", checkpoint=checkpoint, precision=precision)
             for weight in bundle.manifest.weights:
                 (bundle.path / weight.file).replace(weights / weight.file)
-    source = checkpoint or adapter.packaged_checkpoint()
-    prompt = plan.provenance.get("prompts", ["red circle moving right"])[0]
-    sampling = adapter.sampling(source)
-    scheduler = sampling.scheduler()
-    scheduler.set_timesteps(sampling.steps)
-    shape = (1, *adapter.latent_shape(plan.geometry, source))
-    np.savez(
-        folder / "inputs.npz",
-        noise=torch.randn(shape[1:], generator=torch.Generator().manual_seed(0))[None].numpy(),
-        text=adapter.encode_prompts(source, [prompt]).float().numpy(),
-        uncond=adapter.encode_prompts(source, [""]).float().numpy(),
-        sigmas=scheduler.sigmas.numpy(),
-        timesteps=scheduler.timesteps.numpy(),
-        guidance=np.float64(sampling.guidance_scale),
-    )
     if reference:
         from svdit.runtime.pipeline import Request, run_bundle
         from svdit.runtime.runner import make_runner
@@ -92,33 +76,20 @@ def prepare(folder: Path, reference: bool, checkpoint: Path | None, plan_file: P
         with tempfile.TemporaryDirectory(dir=folder) as place:
             bundle = export("tiny", plan, Path(place) / "portable", checkpoint=checkpoint, variant="portable")
             with make_runner(bundle, "onnxrt") as runner:
-                made = run_bundle(runner, bundle, Request((prompt,), 0))
+                made = run_bundle(runner, bundle, Request((prompt_of(plan),), 0))
         np.savez_compressed(folder / "reference.npz", video=made.videos[0])
 
 
-class Euler:
-    """diffusers' FlowMatchEulerDiscreteScheduler with its sigmas given: x + (sigma' - sigma) v."""
-
-    def __init__(self, sigmas: np.ndarray, timesteps: np.ndarray) -> None:
-        self.sigmas, self.timesteps, self._at = [float(x) for x in sigmas], torch.from_numpy(timesteps), 0
-
-    def set_timesteps(self, steps: int) -> None:
-        assert steps == len(self.timesteps)
-        self._at = 0
-
-    def step(self, predicted: torch.Tensor, timestep: object, latents: torch.Tensor, return_dict: bool) -> tuple:
-        change = self.sigmas[self._at + 1] - self.sigmas[self._at]
-        self._at += 1
-        return (latents + change * predicted,)
+def prompt_of(plan) -> str:
+    return (plan.provenance.get("prompts") or ["red circle moving right"])[0]
 
 
 class Check:
     """What all parts share: the folder, unpacked, and how a session or a runner is made."""
 
-    def __init__(self, folder: Path, work: Path, library: Path, on_cpu: bool) -> None:
+    def __init__(self, folder: Path, work: Path, library: Path, precisions: list[str], on_cpu: bool) -> None:
         self.library, self.on_cpu, self.work = library, on_cpu, work
-        self.inputs = dict(np.load(folder / "inputs.npz"))
-        self.precisions = ["fp16"] if on_cpu else list(PRECISIONS)
+        self.precisions = ["fp16"] if on_cpu else precisions
         if not on_cpu:
             from svdit.runtime.ort_cuda_runner import require_cuda
 
@@ -163,20 +134,27 @@ class Check:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return ort.InferenceSession(source, options, providers=["CUDAExecutionProvider"], enable_fallback=0)
 
-    def loop(self, runner) -> tuple[list[float], np.ndarray]:
-        """(seconds of each step, video uint8 [frames, height, width, 3]) of one denoising loop."""
-        from svdit.exporter.models.tiny.model import pixels
-        from svdit.runtime.denoise import Denoising
+    def start(self, runner):
+        """A denoising run before its first step."""
+        from svdit.runtime.pipeline import Model, Request, prepare, stages_for
 
-        plan, x = runner.bundle.plan, self.inputs
-        noise, text, uncond = (torch.from_numpy(x[name]) for name in ("noise", "text", "uncond"))
-        scheduler = Euler(x["sigmas"], x["timesteps"])
-        steps, guidance = len(x["timesteps"]), float(x["guidance"])
+        plan = runner.bundle.plan
+        return prepare(runner, Model.of(runner.bundle), Request((prompt_of(plan),), 0), stages_for(runner, plan))
+
+    def loop(self, runner) -> list[float]:
+        """Seconds of each step of one denoising loop."""
         with torch.inference_mode():
-            run = Denoising(runner, scheduler, noise, text, uncond, steps, guidance, plan.stage_of)
+            run = self.start(runner)
             while not run.done:
                 run.step()
-            return [record.seconds for record in run.records], pixels(run.latents)[0]
+        return [record.seconds for record in run.records]
+
+    def video(self, runner) -> np.ndarray:
+        """uint8 [frames, height, width, 3]"""
+        from svdit.runtime.pipeline import Request, run_bundle
+
+        plan = runner.bundle.plan
+        return run_bundle(runner, runner.bundle, Request((prompt_of(plan),), 0), show=False).videos[0]
 
 
 def place(file: Path, target: Path) -> None:
@@ -208,16 +186,18 @@ def golden(check: Check) -> dict:
 
 
 def loops(check: Check, count: int, reference: np.ndarray | None) -> list[dict]:
+    from svdit.runtime.metrics import psnr
+
     rows = []
     for precision in check.precisions:
         for graph in (True, False):
             both = [check.runner(f"{precision}-{form}", graph) for form in ("dense", "sparse")]
             with both[0], both[1]:
-                videos = [check.loop(runner)[1] for runner in both]
+                videos = [check.video(runner) for runner in both]
                 times: list[list[list[float]]] = [[], []]
                 for turn in range(count):
                     for i in (0, 1) if turn % 2 == 0 else (1, 0):
-                        times[i].append(check.loop(both[i])[0])
+                        times[i].append(check.loop(both[i]))
             for form, video, runs in zip(("dense", "sparse"), videos, times, strict=True):
                 row = {
                     "precision": precision,
@@ -230,16 +210,9 @@ def loops(check: Check, count: int, reference: np.ndarray | None) -> list[dict]:
                 }
                 if form == "sparse":
                     row["speedup"] = round(rows[-1]["total_ms"] / row["total_ms"], 4)
-                    row["psnr"] = None if reference is None else psnr(reference, video)
+                    row["psnr"] = None if reference is None else round(psnr(reference, video), 3)
                 rows.append(row)
     return rows
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of uint8 videos of one shape, in dB, over all pixels."""
-    assert a.shape == b.shape, (a.shape, b.shape)
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return math.inf if error == 0 else round(10 * math.log10(255**2 / error), 3)
 
 
 def random_feed(bundle) -> dict[str, np.ndarray]:
@@ -253,10 +226,22 @@ def random_feed(bundle) -> dict[str, np.ndarray]:
 
 
 def profile(check: Check) -> dict:
-    return {name: profile_of(check, f"{check.precisions[0]}-{name}") for name in ("dense", "sparse")}
+    precision = check.precisions[0]
+    found = {form: nodes_of(check, f"{precision}-{form}") for form in ("dense", "sparse")}
+    if not check.on_cpu:
+        seen = {form: loop_profile(check, f"{precision}-{form}") for form in found}
+        for form, times in seen.items():
+            found[form]["loop"] = times.to_json()
+        dense, sparse = seen["dense"], seen["sparse"]
+        saved = dense.of("attention") - sparse.of("attention")
+        found["gpu_ms_beyond_dense_less_saved_attention"] = round((sparse.total - (dense.total - saved)) / 1e3, 3)
+    return found
 
 
-def profile_of(check: Check, name: str) -> dict:
+def nodes_of(check: Check, name: str) -> dict:
+    """What ONNX Runtime ran in one call, by its own profiler."""
+    import onnx
+
     bundle = check.bundle(name)
     feed = {**random_feed(bundle), "stage": np.array([len(bundle.plan.stages) - 1], np.int32)}
     session = check.session(str(bundle.path / "dit.onnx"), check.work / f"profile-{name}")
@@ -264,40 +249,33 @@ def profile_of(check: Check, name: str) -> dict:
     events = json.loads(Path(session.end_profiling()).read_text())
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     by_op = Counter((e["args"]["op_name"], e["args"]["provider"]) for e in nodes)
+    casts = [e["name"].removesuffix("_kernel_time") for e in nodes if e["args"]["op_name"] == "Cast"]
+    exported = {node.name for node in onnx.load(bundle.path / "dit.onnx", load_external_data=False).graph.node}
     found = {
         "layers": bundle.plan.geometry.layers,
         "sparse_attention_nodes": sum(n for (op, _), n in by_op.items() if op.endswith("SparseAttention")),
         "nodes": {f"{op} on {provider}": n for (op, provider), n in sorted(by_op.items())},
         "copies": [e["name"] for e in nodes if e["args"]["op_name"].startswith("Memcpy")],
-        "casts": [e["name"].removesuffix("_kernel_time") for e in nodes if e["args"]["op_name"] == "Cast"],
+        "casts": len(casts),
+        "casts_that_the_export_has_not": [name for name in casts if name not in exported],
     }
     assert found["sparse_attention_nodes"] == found["layers"], found
-    return found if check.on_cpu else {**found, **kernels_of(check, name, feed)}
+    return found
 
 
-def kernels_of(check: Check, name: str, feed: dict[str, np.ndarray]) -> dict:
-    """GPU time of one call by kernel, in microseconds, as torch's profiler sees it."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as watch
+def loop_profile(check: Check, name: str):
+    """The GPU's time in one loop with a CUDA graph."""
+    from svdit.runtime.gpu_profile import profile_gpu
 
-    stage = int(feed["stage"][0])
-    given = {key: torch.from_numpy(x).cuda() for key, x in feed.items() if key != "stage"}
-    with check.runner(name, False) as runner:
-        for _ in range(3):
-            runner.infer_tensors(given, stage)
-        torch.cuda.synchronize()
-        with watch(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-            runner.infer_tensors(given, stage)
-            torch.cuda.synchronize()
-    times = {e.key: e.self_device_time_total for e in seen.key_averages() if e.self_device_time_total > 0}
-    total = sum(times.values())
-    attention = sum(us for key, us in times.items() if "sparse" in key)
-    return {
-        "gpu_us": round(total, 1),
-        "attention_us": round(attention, 1),
-        "attention_share": round(attention / total, 4) if total else None,
-        "kernels_us": {key[:90]: round(us, 1) for key, us in sorted(times.items(), key=lambda kv: -kv[1])[:15]},
-    }
+    with check.runner(name, True) as runner, torch.inference_mode():
+        check.loop(runner)
+        run = check.start(runner)
+
+        def steps() -> None:
+            while not run.done:
+                run.step()
+
+        return profile_gpu(steps)
 
 
 def memory(check: Check, count: int = 100) -> dict:
@@ -336,7 +314,7 @@ def run_check(args: argparse.Namespace) -> int:
     report, failed = versions(), 0
     print(json.dumps(report), flush=True)
     with tempfile.TemporaryDirectory() as work:
-        check = Check(args.folder, Path(work), args.library.resolve(), args.try_cpu)
+        check = Check(args.folder, Path(work), args.library.resolve(), args.precision, args.try_cpu)
         parts: dict[str, Callable[[], object]] = {
             "golden": lambda: golden(check),
             "loops": lambda: loops(check, args.loops, reference),
@@ -368,6 +346,7 @@ def main() -> None:
     second.add_argument("--library", type=Path, required=True)
     second.add_argument("--reference", type=Path, help="npz with `video` (default: FOLDER/reference.npz)")
     second.add_argument("--json", type=Path, required=True)
+    second.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     second.add_argument("--loops", type=int, default=3)
     second.add_argument("--only", nargs="*", help="golden, loops, profile, memory")
     second.add_argument("--try-cpu", action="store_true")

@@ -93,10 +93,13 @@ sys.exit(error is None or error > limit)
 PYTHON
 }
 with_trtexec() { # HOW TO LOAD THE PLUGIN: build from the graph, then run the engine of svdit-build
-    local typed=(--stronglyTyped)
-    [[ $platform == "TensorRT 10."* ]] || typed=() # later versions know nothing else
-    trtexec --onnx="$out/plugin/dit.onnx" "${typed[@]}" "$1" --skipInference && \
+    trtexec --onnx="$out/plugin/dit.onnx" --stronglyTyped "$1" --skipInference &&
         trtexec --loadEngine="$out/plugin/dit.engine" "$1" --useCudaGraph --iterations=3
+}
+embedded() { # the plugin is stored in the engine, which then runs without it
+    trtexec --onnx="$out/plugin/dit.onnx" --stronglyTyped --dynamicPlugins="$plugin" --setPluginsToSerialize="$plugin" \
+        --saveEngine="$out/embedded.engine" --skipInference &&
+        trtexec --loadEngine="$out/embedded.engine" --useCudaGraph --iterations=3
 }
 
 if step export-plugin export_tiny plugin bf16; then
@@ -106,6 +109,7 @@ if step export-plugin export_tiny plugin bf16; then
     if command -v trtexec > /dev/null && step build-again build_twice plugin; then
         step trtexec-dynamic with_trtexec --dynamicPlugins="$plugin"
         step trtexec-static with_trtexec --staticPlugins="$(dirname "$plugin")/libsvdit_tensorrt_register.so"
+        step trtexec-embedded embedded
     fi
 fi
 step export-portable export_tiny portable fp32 && step build-portable build_twice portable && \

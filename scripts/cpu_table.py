@@ -1,11 +1,11 @@
-"""Measure the latency table of a CPU: ONNX Runtime's time for one portable attention layer, by size and density.
+#!/usr/bin/env python3
+"""Measure the latency table of a CPU for ONNX Runtime's CPU provider (portable variant, docs/export.md).
 
-Every case is a graph with one attention layer of the portable variant (docs/export.md), run on the CPU provider with
-random inputs; cases take turns, `--rounds` of them after one to warm up, and the median counts. `--rest MODEL MS`
-writes down the time of a denoiser pass outside attention, which you measured: a step of a bundle less its attention
-layers.
+    cpu_table.py -o cpu.json [--model tiny] [--rounds 5]
 
-Usage: python scripts/cpu_table.py -o cpu.json [--tokens-grid 16 24 24] [--tile 4 4 4] [--heads 4] [--head-dim 64]
+Every case is a graph with one attention layer of the model's size and random inputs; cases take turns, `--rounds` of
+them after one to warm up, and medians count. A pass outside attention is timed as a bundle whose heads all skip.
+At the end: what the table predicts for its own mixed layers when it is fitted without them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,92 +26,157 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from svdit.exporter import portable
+from svdit.exporter.export import export
 from svdit.exporter.graph import drop_unused
+from svdit.exporter.models import registry
 from svdit.exporter.op_model import op_model
+from svdit.plans.cost import cost_model, gathered_keys, read_hardware
 from svdit.plans.geometry import Geometry
-from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Pattern, Stripe, Union
-from svdit.plans.schema import template
+from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Pattern, Skip, Stripe, Union
+from svdit.plans.schema import Plan, Stage, template
 from svdit.plans.tables import tables_of
+from svdit.plans.tiles import Tiling
+from svdit.runtime.ort_runner import OrtRunner
+
+MIXED = "mixed"
+Heads = tuple[Pattern, ...]
 
 
-def patterns(tile_grid: tuple[int, int, int]) -> dict[str, Pattern]:
-    """Kinds and sizes whose densities spread from a few per cent to all."""
-    plane = tile_grid[1] * tile_grid[2]
-    return {
+def cases(tiling: Tiling) -> dict[str, Heads]:
+    """Kinds and sizes whose densities and numbers of key lists differ widely; mixed layers to check the fit with."""
+    plane = tiling.tile_grid[1] * tiling.tile_grid[2]
+    alone: dict[str, Pattern] = {
         "full": Full(),
         "multi-0-0": MultiDiagonal(rows=0, cols=0),
         "multi-1-1": MultiDiagonal(rows=1, cols=1),
-        "multi-2-2": MultiDiagonal(rows=2, cols=2),
+        "multi-all-0": MultiDiagonal(rows=None, cols=0),
         "diagonal-0": Diagonal(frames=0),
         "diagonal-1": Diagonal(frames=1),
+        "window-0-1-1": Diagonal(frames=0, rows=1, cols=1),
         "window-1-1-1": Diagonal(frames=1, rows=1, cols=1),
+        "window-1-2-2": Diagonal(frames=1, rows=2, cols=2),
         "first-0": Stripe(columns=((0, plane),), frames=0),
+        "cross-0-0-0": Union((Diagonal(frames=0), MultiDiagonal(rows=0, cols=0))),
         "cross-0-1-1": Union((Diagonal(frames=0), MultiDiagonal(rows=1, cols=1))),
+    }
+    heads = tiling.geometry.heads
+    found = {name: (pattern,) * heads for name, pattern in alone.items()}
+    for number, names in enumerate((["full", "diagonal-0", "cross-0-0-0"], ["window-1-1-1", "multi-1-1", "first-0"])):
+        mixed = [Skip(), *(alone[name] for name in names)]
+        found[f"{MIXED}-{number}"] = tuple(mixed[head % len(mixed)] for head in range(heads))
+    return found
+
+
+def one_layer(geometry: Geometry, tile: tuple[int, int, int], heads: Heads) -> Plan:
+    """A plan of one layer and stage."""
+    names = [pattern.kind if isinstance(pattern, (Full, Skip)) else f"p{i}" for i, pattern in enumerate(heads)]
+    known: dict[Pattern, str] = {}
+    names = [known.setdefault(pattern, name) for pattern, name in zip(heads, names, strict=True)]
+    patterns = {name: pattern for pattern, name in known.items() if not isinstance(pattern, (Full, Skip))}
+    return Plan("cpu", geometry, tile, patterns, (Stage(1.0, (tuple(names),)),), {"method": "template"})
+
+
+def session(plan: Plan, threads: int) -> ort.InferenceSession:
+    tables = tables_of(plan)
+    model = drop_unused(portable.expand_sparse(op_model(tables, 1, plan.geometry.head_dim), tables, 0))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # NOTE threads of an idle session must not spin while another session of the same process works.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - began)
+
+
+def rest_ms(model: str, geometry: Geometry, tile: tuple[int, int, int], threads: int, rounds: int) -> float:
+    """One pass of one row with every head skipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = template(model, geometry, tile, Skip())
+        with OrtRunner(export(model, plan, Path(folder) / "rest", variant="portable", batch=1), threads) as runner:
+            feed = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in runner.inputs}
+            times = [milliseconds(lambda: runner.infer(feed, 0)) for _ in range(rounds + 1)]
+    return statistics.median(times[1:])
+
+
+def row(case: str, tiling: Tiling, heads: Heads, latency: float) -> dict:
+    geometry, masks = tiling.geometry, [tiling.mask(pattern) for pattern in heads]
+    density = float(np.mean([tiling.density(mask) for mask in masks]))
+    operations = 4.0 * geometry.heads * geometry.head_dim * geometry.tokens**2 * density
+    return {
+        "case": case,
+        "batch": 1,
+        "tokens": geometry.tokens,
+        "heads": geometry.heads,
+        "head_dim": geometry.head_dim,
+        "density": round(density, 6),
+        "gathered": round(float(np.mean([gathered_keys(tiling, mask) for mask in masks])), 4),
+        "latency_ms": round(latency, 4),
+        "tflops": round(operations / latency / 1e9, 4),
     }
 
 
-def session(geometry: Geometry, tile: tuple[int, int, int], pattern: Pattern, threads: int) -> ort.InferenceSession:
-    tables = tables_of(template("cpu", geometry, tile, pattern))
-    model = drop_unused(portable.expand_sparse(op_model(tables, 1, geometry.head_dim), tables, 0))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+def check_mixed(table: dict, tiling: Tiling, found: dict[str, Heads]) -> None:
+    """Print predicted and measured time of the mixed layers, fitted without them."""
+    rows = table["attention"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "without.json"
+        path.write_text(json.dumps({**table, "attention": [r for r in rows if not r["case"].startswith(MIXED)]}))
+        cost = cost_model(read_hardware(path), "cpu", tiling.geometry)
+    print(f"worst row of the fit: {100 * cost.residual:.1f} %")
+    for name in (name for name in found if name.startswith(MIXED)):
+        masks = [tiling.mask(pattern) for pattern in found[name]]
+        density = np.array([tiling.density(mask) for mask in masks])
+        keys = np.array([gathered_keys(tiling, mask) for mask in masks])
+        predicted = cost.launch_ms + cost.heads_ms(density, keys).sum()
+        measured = next(r["latency_ms"] for r in rows if r["case"] == name)
+        off = 100 * (predicted / measured - 1)
+        print(f"{name}: predicted {predicted:.1f} ms, measured {measured:.1f} ms, {off:+.1f} %")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens-grid", type=int, nargs=3, default=(16, 24, 24), metavar=("T", "H", "W"))
-    parser.add_argument("--tile", type=int, nargs=3, default=(4, 4, 4), metavar=("T", "H", "W"))
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rest", nargs=2, metavar=("MODEL", "MS"), help="Measured ms of a pass outside attention.")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
 
-    geometry = Geometry(tuple(args.tokens_grid), 0, "none", 1, args.heads, args.head_dim)
-    tiling = template("cpu", geometry, tuple(args.tile)).tiling()
-    cases = patterns(tiling.tile_grid)
+    adapter = registry.adapter(args.model)
+    geometry = adapter.geometry(args.checkpoint or adapter.packaged_checkpoint())
+    tiling = Tiling(geometry, adapter.default_tile())
+    layer = Tiling(replace(geometry, layers=1), tiling.tile)
+    found = cases(layer)
     random = np.random.default_rng(0)
-    shape = (1, geometry.tokens, args.heads, args.head_dim)
-    feed = {name: random.standard_normal(shape, dtype=np.float32) for name in "QKV"}
-    sessions = {name: session(geometry, tiling.tile, pattern, args.threads) for name, pattern in cases.items()}
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for number in range(args.rounds + 1):
+    feed = {
+        name: random.standard_normal((1, geometry.tokens, geometry.heads, geometry.head_dim), dtype=np.float32)
+        for name in "QKV"
+    }
+    sessions = {
+        name: session(one_layer(layer.geometry, layer.tile, heads), args.threads) for name, heads in found.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(args.rounds + 1):
         for name, run in sessions.items():
-            began = time.perf_counter()
-            run.run(None, feed)
-            if number:
-                times[name].append(1000 * (time.perf_counter() - began))
-    rows = []
-    for name, pattern in cases.items():
-        density, latency = tiling.density(tiling.mask(pattern)), statistics.median(times[name])
-        operations = 4.0 * args.heads * args.head_dim * geometry.tokens**2 * density
-        rows.append(
-            {
-                "case": name,
-                "batch": 1,
-                "tokens": geometry.tokens,
-                "heads": args.heads,
-                "head_dim": args.head_dim,
-                "density": round(density, 6),
-                "latency_ms": round(latency, 4),
-                "tflops": round(operations / latency / 1e9, 4),
-            }
-        )
+            times[name].append(milliseconds(lambda run=run: run.run(None, feed)))
+    sessions.clear()
+    rest = rest_ms(args.model, geometry, tiling.tile, args.threads, args.rounds)
     table = {
         "format": "svdit-hardware",
         "version": 1,
         "gpu": f"{platform.processor() or platform.machine()}, {args.threads} threads, ONNX Runtime {ort.__version__}",
         "status": "measured",
-        "how": f"scripts/cpu_table.py, portable variant, float32, tile {' x '.join(map(str, args.tile))}, "
+        "how": f"scripts/cpu_table.py, portable variant, float32, tile {' x '.join(map(str, tiling.tile))}, "
         f"median of {args.rounds} rounds",
-        "attention": rows,
+        "attention": [row(name, layer, heads, statistics.median(times[name][1:])) for name, heads in found.items()],
+        "rest": [{"model": args.model, "tokens": geometry.tokens, "rest_ms": round(rest, 3)}],
     }
-    if args.rest:
-        table["rest"] = [{"model": args.rest[0], "tokens": geometry.tokens, "rest_ms": float(args.rest[1])}]
     args.output.write_text(json.dumps(table, indent=2) + "\n")
+    check_mixed(table, layer, found)
 
 
 if __name__ == "__main__":

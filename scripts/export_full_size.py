@@ -48,7 +48,7 @@ def two_stages(name: str, checkpoint: Path) -> Plan:
     return Plan(name, geometry, adapter.default_tile(), patterns, stages, {"method": "template"})
 
 
-def measure(name: str, precision: str, batch: int, folder: Path) -> str:
+def measure(name: str, precision: str, batch: str, folder: Path) -> str:
     """One row of the table."""
     config = dataclasses.asdict(registry.adapter(name).published)
     checkpoint = save_sparse(folder / name / "transformer", CLASSES[name], config)
@@ -57,7 +57,7 @@ def measure(name: str, precision: str, batch: int, folder: Path) -> str:
     bundle = folder / name / "bundle"
     command = [sys.executable, "-c", "from svdit.exporter.cli import main; main()"]
     command += ["--model", name, "--plan", str(plan), "--checkpoint", str(checkpoint)]
-    command += ["--precision", precision, "--batch", str(batch), "-o", str(bundle)]
+    command += ["--precision", precision, "--batch", batch, "-o", str(bundle)]
     start = time.perf_counter()
     child = os.posix_spawn(sys.executable, command, os.environ)
     _, status, usage = os.wait4(child, 0)
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["hunyuan"], choices=sorted(CLASSES))
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", default="1")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, removed at the end")
     options = parser.parse_args()
     print("| model | tokens | layers | weights | graph | wall s | CPU s | peak memory |")

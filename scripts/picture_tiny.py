@@ -37,7 +37,7 @@ def main() -> None:
     tiling = Tiling(adapter.geometry(folder), tuple(args.tile))
     with TorchRunner(adapter, folder, tiling, None) as runner, torch.inference_mode():
         request = Request((args.prompt,), steps=args.steps)
-        maps = attention_maps(runner, Model(adapter, folder, tiling), request, TileErrorMeter(tiling), show=True)
+        maps = attention_maps(runner, Model(adapter, folder, tiling), request, TileErrorMeter(tiling), show=True)[0]
     np.savez_compressed(args.out.with_suffix(".npz"), maps=maps.astype(np.float32))
     layers, heads, tiles, _ = maps.shape
     figure = Figure(figsize=(1.5 * layers, 1.6 * heads), layout="constrained")

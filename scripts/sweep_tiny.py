@@ -2,11 +2,13 @@
 """Search plans for `tiny` and judge many of them by their videos, all in torch on one device.
 
     sweep_tiny.py --out DIR --device cuda --videos
-    sweep_tiny.py --table DIR          # PSNR and SSIM of the videos of a finished sweep, as a table
+    sweep_tiny.py --out DIR --judge PLAN [PLAN ...]   # no search: the videos of these plans
+    sweep_tiny.py --table DIR                         # PSNR and SSIM of the videos of a finished sweep, as a table
 
 For each tile shape: one measuring walk (paper mode), then for each number of stages, share of dense steps and
 density (and for each lam, eps pair) the choice is made again from the stored errors, the videos of the held-out
 prompts are drawn with dense and with the plan's attention from the same noise, and PSNR over all pixels is taken.
+`--prompts search` judges on the prompts and noise that the plans were searched with.
 Writes DIR/*.plan.json, DIR/*.search.npz and DIR/sweep.json after every plan, so that an interrupted sweep keeps
 what it has.
 """
@@ -22,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from svdit.exporter.models import registry
-from svdit.plans.schema import write_plan
+from svdit.plans.flops import mean_density
+from svdit.plans.schema import read_plan, write_plan
 from svdit.plans.search import Rule, rule_for_density
 from svdit.plans.tiles import Tiling
 from svdit.runtime.candidates import default_candidates
@@ -36,6 +39,7 @@ TEST_PROMPTS = ["cyan circle moving left", "fast magenta triangle moving right",
                 "green circle moving up-right", "fast yellow triangle moving down", "blue circle moving down-right",
                 "slow cyan square moving up", "magenta circle moving up-left"]
 TEST_SEED = 1000
+STEPS = 25
 
 
 def psnr(dense: np.ndarray, video: np.ndarray) -> list[float]:
@@ -86,6 +90,9 @@ def main() -> None:
     parser.add_argument("--top", default="", help="shares of tile pairs: adds each head's heaviest tiles as candidates")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--count", type=int, default=8, help="test prompts")
+    parser.add_argument("--judge", type=Path, nargs="+", metavar="PLAN", help="judge these plans instead of searching")
+    parser.add_argument("--prompts", choices=("test", "search"), default="test", help="videos to judge by")
+    parser.add_argument("--attention", default="masked", help="of the plans: masked, op or auto (the built kernel)")
     parser.add_argument("--videos", action="store_true", help="also write the videos, as DIR/*.npz")
     args = parser.parse_args()
     if args.table:
@@ -96,29 +103,31 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     adapter, began, rows = registry.adapter("tiny"), time.time(), []
-    prompts = TEST_PROMPTS[:args.count]
+    prompts, seed = {"test": (TEST_PROMPTS[:args.count], TEST_SEED), "search": (SEARCH_PROMPTS, 0)}[args.prompts]
 
     def videos(plan=None):
-        return generate(adapter, args.checkpoint, prompts, plan=plan, seed=TEST_SEED, steps=args.steps,
-                        device=args.device, dtype=args.dtype, attention="masked").videos
+        return generate(adapter, args.checkpoint, prompts, plan=plan, seed=seed, steps=args.steps,
+                        device=args.device, dtype=args.dtype, attention=args.attention).videos
 
     dense = videos()
     if args.videos:
         np.savez_compressed(args.out / "dense.npz", videos=dense)
 
-    def judge(name: str, plan, rule: Rule) -> None:
+    def judge(name: str, plan, rule: Rule | None = None) -> None:
         write_plan(args.out / f"{name}.plan.json", plan)
         found = videos(plan)
         if args.videos:
             np.savez_compressed(args.out / f"{name}.npz", videos=found)
         values = psnr(dense, found)
-        rows.append({"plan": name, **asdict(rule), "stages": len(plan.stages), "density": plan.provenance["density"],
-                     "psnr": values})
+        rows.append({"plan": name, "method": plan.provenance.get("method"), **(asdict(rule) if rule else {}),
+                     "stages": len(plan.stages), "density": mean_density(plan, args.steps or STEPS), "psnr": values})
         (args.out / "sweep.json").write_text(json.dumps(rows, indent=1))
         print(f"{time.time() - began:5.0f} s {name}: density {rows[-1]['density']:.3f} PSNR {np.mean(values):.2f} "
               f"(min {min(values):.2f})", flush=True)
 
-    for text in args.tiles.split(","):
+    for path in args.judge or ():
+        judge(path.name.removesuffix(".plan.json"), read_plan(path))
+    for text in args.tiles.split(",") if args.judge is None else ():
         rule = Rule(dense_steps=numbers(args.dense_steps)[0])
         tiling = Tiling(adapter.geometry(checkpoint_of(adapter, args.checkpoint)), tile_of(text))
         top = {f"heaviest-{p:g}": {"kind": "tiles", "rows": {"top": p}} for p in numbers(args.top)}

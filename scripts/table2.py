@@ -22,7 +22,7 @@ from svdit.plans.errors import complain
 from svdit.plans.flops import mean_density
 from svdit.plans.schema import read_plan
 from svdit.runtime.metrics import psnr, ssim
-from svdit.runtime.pipeline_folder import load_pipeline
+from svdit.runtime.pipeline_parts import call_options, load_pipeline
 from svdit.runtime.prompt_options import collect_prompts
 from svdit.runtime.sparsify import sparsify
 from svdit.runtime.video import to_uint8, write_mp4
@@ -65,13 +65,10 @@ def main(
         raise complain(f"{plan_file}: $.model", repr(plan.model), repr(model))
     adapter = registry.adapter(model)
     adapter.check_geometry(checkpoint, plan.geometry)
-    size = adapter.coder(checkpoint).video(plan.geometry.grid)
     prompts = collect_prompts((), prompts_file)
     distance = lpips_distance(device) if with_lpips else None
-    pipe = load_pipeline(checkpoint, device, transformer=True)
-    options = {"num_frames": size.frames, "height": size.height, "width": size.width, "num_inference_steps": steps}
-    if plan.geometry.text_tokens:
-        options["max_sequence_length"] = plan.geometry.text_tokens
+    pipe = load_pipeline(checkpoint, device)
+    options = {**call_options(pipe, adapter, plan.geometry, checkpoint), "num_inference_steps": steps}
     rows = []
     for i, prompt in enumerate(prompts):
         reference, dense_seconds = sample(pipe, prompt, seed + i, options)

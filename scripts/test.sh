@@ -2,11 +2,15 @@
 # Lint and tests, in an environment of their own. With nvcc on the PATH, the CUDA libraries are built first, so that
 # their tests run too (those that need a GPU are skipped without one); without it, but with CMake and a C++ compiler on
 # Linux, the ONNX Runtime operator for CPUs. Headers of TensorRT and ONNX Runtime are downloaded into build/ where
-# TENSORRT_ROOT and ONNXRUNTIME_ROOT name none. Arguments go to pytest.
+# TENSORRT_ROOT and ONNXRUNTIME_ROOT name none. TensorRT-RTX, with which the engine builder's tests build on the CPU, is
+# installed where there is a wheel of it. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
 ruff check .
+if ! python -m pip install -q "tensorrt-rtx-cu13==1.7.1.116"; then
+    echo "[svdit] no TensorRT-RTX: tests that build engines or use its ONNX parser are skipped" >&2
+fi
 if [ -z "${ONNXRUNTIME_ROOT:-}" ] && [ "$(uname -s)" = Linux ] && command -v cmake > /dev/null; then
     if scripts/onnxruntime_headers.sh build/onnxruntime; then
         export ONNXRUNTIME_ROOT="$PWD/build/onnxruntime"
@@ -25,8 +29,6 @@ if command -v nvcc > /dev/null; then
     fi
     if [ -z "${TENSORRT_ROOT:-}" ]; then
         echo "[svdit] no TensorRT headers: the TensorRT plugin is not built and its tests are skipped" >&2
-    elif ! python -m pip install -q "tensorrt-rtx-cu13==1.7.1.116"; then
-        echo "[svdit] no TensorRT-RTX: the test of the plugin with its ONNX parser is skipped" >&2
     fi
     scripts/build_kernels.sh
 else

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from svdit.plans.schema import write_plan
+from svdit.plans.schema import read_plan, write_plan
 from tests.runtime.pipelines import save_pipeline
 from tests.runtime.test_sparsify import two_stages
 
@@ -40,6 +40,11 @@ BAD = {
     "no pipeline": (("wan2.1", "{}", "{}/prompts.txt"), {}, "CHECKPOINT: got no {}/model_index.json; expected the"),
     "no prompts": (("wan2.1", "{}/pipeline", "{}/none"), {}, "PROMPTS: got no file {}/none"),
     "no plan": (("wan2.1", "{}/pipeline", "{}/prompts.txt"), {"SVDIT_PLAN": "none"}, "SVDIT_PLAN: got no file none"),
+    "bad size": (
+        ("wan2.1", "{}/pipeline", "{}/prompts.txt"),
+        {"SVDIT_SIZE": "81 480"},
+        "SVDIT_SIZE: got 81 480; expected frames, height and width, such as 81 480 832",
+    ),
     "no GPU": (("wan2.1", "{}/pipeline", "{}/prompts.txt", "{}/out"), {}, "GPU: got none that PyTorch can see"),
     "no transformer": (
         ("wan2.1", "{}/pipeline", "{}/prompts.txt", "{}/out"),
@@ -56,6 +61,23 @@ def test_bad_arguments_end_with_2_and_a_message(name, folder):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and message.format(folder) in done.stderr
     assert not list(folder.glob("out/*"))
+
+
+def test_a_plan_and_a_search_exclude_each_other(folder):
+    (folder / "p.plan.json").write_text("{}")
+    environment = {"SVDIT_PLAN": str(folder / "p.plan.json"), "SVDIT_SEARCH": "1"}
+    done = run("wan2.1", folder / "pipeline", folder / "prompts.txt", **environment)
+    assert done.returncode == 2 and "SVDIT_SEARCH: got SVDIT_PLAN as well; expected one of the two" in done.stderr
+
+
+def test_a_small_pipeline_is_searched_first(folder):
+    save_pipeline("hunyuan", folder / "small")
+    environment = {"SVDIT_STEPS": "2", "SVDIT_DEVICE": "cpu", "SVDIT_LPIPS": "0", "SVDIT_SIZE": "9 80 112"}
+    done = run("hunyuan", folder / "small", folder / "prompts.txt", folder / "out", SVDIT_SEARCH="1", **environment)
+    assert done.returncode == 0, done.stderr
+    plan = read_plan(folder / "out" / "search.plan.json")
+    assert plan.provenance["lam"] == 0.5 and plan.provenance["eps"] == 1 and plan.provenance["prompts"] == ["a cat"]
+    assert json.loads((folder / "out" / "table2.json").read_text())["steps"] == 2
 
 
 def test_a_small_pipeline_from_prompts_to_the_table(folder):

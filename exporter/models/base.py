@@ -40,7 +40,10 @@ class Sampling:
     scheduler: Callable[[], Any]
     """Makes a fresh diffusers scheduler."""
     cfg: str = "batch"
-    """"batch": one call on [unconditional, conditional]; "calls": one call each."""
+    """"batch": one call on [unconditional, conditional]; "calls": one call each; "input": the scale is an input of the
+    model, which then needs no unconditional row."""
+    sigmas: Callable[[int], list[float]] | None = None
+    """Noise levels for so many steps; None: the scheduler's own."""
 
 
 class ModelAdapter(ABC):
@@ -50,6 +53,8 @@ class ModelAdapter(ABC):
     """What users type after --model, and what plans carry as their model."""
     fixed_geometry: tuple[str, ...] = ("layers", "heads", "head_dim", "text_tokens", "text_position")
     """Fields of a plan's geometry that must be the checkpoint's own; the grid may differ in size."""
+    pipeline_class: str | None = None
+    """The transformer class whose diffusers pipeline encodes prompts and decodes latents; None: this class does."""
 
     def packaged_checkpoint(self) -> Path | None:
         """The checkpoint shipped with the package, or None where users bring their own."""
@@ -99,8 +104,11 @@ class ModelAdapter(ABC):
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:
         """(L, E) of the denoiser's text input."""
 
-    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int) -> tuple[TensorSpec, ...]:
-        """What the denoiser's forward takes, in its order. The first four are every model's; others follow `stage`."""
+    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int | str) -> tuple[TensorSpec, ...]:
+        """What the denoiser's forward takes, in its order. The first four are every model's; others follow `stage`.
+
+        All but `stage` have `batch` rows: a number, or the name of a free dimension.
+        """
         return (
             TensorSpec("hidden_states", "float32", (batch, *self.latent_shape(geometry, checkpoint))),
             TensorSpec("timestep", "float32", (batch,)),
@@ -153,13 +161,24 @@ class ModelAdapter(ABC):
             raise complain(f"{path}: $._class_name", config.get("_class_name"), "a scheduler of diffusers")
         return cls.from_config(config)
 
-    @abstractmethod
     def encode_prompts(self, checkpoint: Path, prompts: list[str]) -> torch.Tensor:
-        """Text embeddings float32 [B, L, E]; "" is the unconditional prompt."""
+        """Text embeddings float32 [B, L, E]; "" is the unconditional prompt. For models without a pipeline."""
+        raise complain("prompts", f"a request to encode text for {self.name}", "embeddings made by diffusers' pipeline")
 
-    @abstractmethod
     def decode(self, checkpoint: Path, latents: torch.Tensor) -> np.ndarray:
-        """Latents [B, C, f, h, w] to uint8 videos [B, frames, height, width, 3]."""
+        """Latents [B, C, f, h, w] to uint8 videos [B, frames, height, width, 3]. For models without a pipeline."""
+        raise complain("latents", f"a request to decode video for {self.name}", "diffusers' pipeline and its VAE")
+
+    def texts(self, pipe: Any, prompts: list[str], tokens: int) -> dict[str, torch.Tensor]:
+        """What the denoiser takes of prompts, by input name, as the diffusers pipeline `pipe` makes it.
+
+        tokens: text tokens in self-attention, padding included.
+        """
+        raise NotImplementedError
+
+    def frames(self, pipe: Any, latents: torch.Tensor, checkpoint: Path) -> torch.Tensor:
+        """Latents [B, C, f, h, w] to pixels [B, 3, frames, height, width] in [-1, 1] by the VAE of `pipe`."""
+        raise NotImplementedError
 
     def check_geometry(self, checkpoint: Path, geometry: Geometry) -> None:
         """Raise SvditError where a plan's geometry contradicts the checkpoint in one of `fixed_geometry`."""

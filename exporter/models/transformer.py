@@ -12,7 +12,7 @@ from svdit.exporter import weights
 from svdit.exporter.models.base import ModelAdapter, TracedDenoiser
 from svdit.exporter.models.config import TransformerConfig
 from svdit.exporter.models.video import VideoCoder, VideoSize
-from svdit.plans.errors import complain, rooted
+from svdit.plans.errors import rooted
 from svdit.plans.fields import integer
 from svdit.plans.files import read_json
 from svdit.plans.geometry import Geometry
@@ -53,6 +53,10 @@ class TransformerAdapter(ModelAdapter):
     """Keys of those factors, in time and in space, in the VAE's config.json."""
     pads_frames = False
     """Whether the pipeline fills up latent frames that do not fill a patch."""
+
+    @property
+    def pipeline_class(self) -> str | None:
+        return self.published.class_name
 
     @abstractmethod
     def parts(self) -> Parts:
@@ -119,9 +123,3 @@ class TransformerAdapter(ModelAdapter):
         folder = weights.component_folder(checkpoint, "transformer")
         found = weights.find(module, parts.stored_shapes(config), folder)
         return TracedDenoiser(module.eval(), found, parts.constants(config, tiling))
-
-    def encode_prompts(self, checkpoint: Path, prompts: list[str]) -> torch.Tensor:
-        raise complain("prompts", f"a request to encode text for {self.name}", "embeddings made by diffusers' pipeline")
-
-    def decode(self, checkpoint: Path, latents: torch.Tensor) -> np.ndarray:
-        raise complain("latents", f"a request to decode video for {self.name}", "diffusers' pipeline and its VAE")

@@ -20,6 +20,7 @@ from svdit.exporter.export import export, rewrite, trace_denoiser
 from svdit.exporter.graph import weight_files
 from svdit.exporter.models.registry import adapter
 from svdit.exporter.op_schema import ATTRIBUTES, INPUTS, register_schema
+from svdit.plans.batch import Batch
 from svdit.plans.bundle import read_bundle
 from svdit.plans.errors import SvditError
 from svdit.plans.patterns import Diagonal, MultiDiagonal
@@ -81,7 +82,7 @@ def test_shipped_model(tmp_path):
     geometry = dataclasses.replace(model.geometry(checkpoint), grid=(4, 9, 10))
     patterns = {"d": Diagonal(frames=1), "m": MultiDiagonal(rows=0, cols=0)}
     plan = Plan("tiny", geometry, (1, 8, 8), patterns, (Stage(1.0, (("d", "m", "full", "skip"),) * 8),), {})
-    traced = trace_denoiser(model, checkpoint, plan, "fp32", 2)
+    traced = trace_denoiser(model, checkpoint, plan, "fp32", Batch(2, 2))
     generator = torch.Generator().manual_seed(1)
     feed = {
         "hidden_states": torch.randn(2, *model.latent_shape(geometry), generator=generator).numpy(),
@@ -145,7 +146,7 @@ def test_plugin_graph_structure(bundles, tiny_plan):
 
 def test_equal_layers_share_their_tables(tmp_path, tiny_checkpoint):
     plan = template("tiny", adapter("tiny").geometry(tiny_checkpoint), (1, 4, 4), Diagonal(frames=1))
-    model = trace_denoiser(adapter("tiny"), tiny_checkpoint, plan, "fp32", 1).model
+    model = trace_denoiser(adapter("tiny"), tiny_checkpoint, plan, "fp32", Batch(1, 1)).model
     names = [name for name in model.graph.initializers if name.startswith("attention.")]
     assert len(names) == 5
 
@@ -321,5 +322,5 @@ def test_tracing_reads_no_weights(own_tiny, tiny_plan):
         header = 8 + int.from_bytes(data[:8], "little")
         file.write_bytes(data[:header])
         os.truncate(file, size)
-    model = trace_denoiser(adapter("tiny"), own_tiny, tiny_plan, "bf16", 2).model
+    model = trace_denoiser(adapter("tiny"), own_tiny, tiny_plan, "bf16", Batch(2, 2)).model
     assert "blocks.1.ffn.net.2.weight" in model.graph.initializers

@@ -25,12 +25,12 @@ from tests.tolerance import check_attention, worst_slice
 SPELLING = {"q": "Q", "k": "K", "v": "V"}
 
 
-def portable_model(case) -> onnx.ModelProto:
+def portable_model(case, free: bool = False) -> onnx.ModelProto:
     batch, _, _, head_dim = case.shape
-    model = op_model(case.tables, batch, head_dim, case.layer, case.scale)
+    model = op_model(case.tables, "batch" if free else batch, head_dim, case.layer, case.scale)
     # The rewrite numbers attention nodes as layers; a one-operator graph has one node, for any layer of the plan.
     one_layer = _only_layer(case.tables, case.layer)
-    proto = ir.to_proto(drop_unused(portable.expand_sparse(model, one_layer, case.stage)))
+    proto = ir.to_proto(drop_unused(portable.expand_sparse(model, one_layer, case.stage, batch)))
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -60,6 +60,16 @@ def test_golden_case(case):
     attributes = list(op_attributes(case).values())[:3]
     op = torch.ops.svdit.sparse_attention(*(torch.from_numpy(x) for x in inputs.values()), *attributes)
     assert worst_slice(got, op.numpy().astype(np.float64))[0] <= 1e-5
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_a_free_batch_changes_nothing(case):
+    """The same graph takes the rows of the case together, and one alone."""
+    feed = {SPELLING.get(name, name): value for name, value in op_inputs(case).items()}
+    free, fixed = portable_model(case, free=True), run(portable_model(case), feed)
+    np.testing.assert_array_equal(run(free, feed), fixed)
+    one = {name: feed[name][:1] if name in ("Q", "K", "V", "text_len") else feed[name] for name in feed}
+    np.testing.assert_allclose(run(free, one), fixed[:1], atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

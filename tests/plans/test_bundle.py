@@ -64,6 +64,15 @@ def test_what_was_written_is_read(bundle):
     assert found.manifest.inputs[1].shape == (2, "L", 8)
 
 
+def test_a_range_of_batches_is_read_back(bundle):
+    folder, manifest = bundle
+    inputs = (TensorSpec("hidden_states", "float32", ("batch", 3, 3, 16, 24)),)
+    write_manifest(folder, replace(manifest, batch=(1, 2), inputs=inputs))
+    assert json.loads((folder / "manifest.json").read_text())["batch"] == [1, 2]
+    found = read_manifest(folder)
+    assert found.batch == (1, 2) and found.inputs[0].sizes(2) == (2, 3, 3, 16, 24)
+
+
 def test_header_hash_covers_the_first_mebibyte(bundle):
     folder, manifest = bundle
     data = (folder / "weights.safetensors").read_bytes()
@@ -156,6 +165,7 @@ BROKEN = {
     "variant": (manifest_key("variant", "fast"), r'\$.variant: got "fast"; expected one of plugin, portable, dense'),
     "precision": (manifest_key("precision", "fp8"), r'\$.precision: got "fp8"; expected one of fp32, fp16, bf16'),
     "batch": (manifest_key("batch", 0), r"\$.batch: got 0; expected an integer of at least 1"),
+    "batches": (manifest_key("batch", [2, 1]), r"\$.batch: got 2-1; expected a range from the smaller"),
     "latent-shape": (manifest_key("latent_shape", [3, 3, 16]), r"\$.latent_shape: got 3 entries; expected a list of 4"),
     "geometry": (manifest_key("geometry", {}), r"\$.geometry.grid: got nothing; expected a value"),
     "hash": (

@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from svdit.plans.cost import MATRIX_SHARE, cost_model, hardware_names, read_hardware
+from svdit.plans.cost import MATRIX_SHARE, cost_model, gathered_keys, hardware_names, read_hardware
 from svdit.plans.errors import SvditError
 from svdit.plans.geometry import Geometry
+from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Skip
+from svdit.plans.tiles import Tiling
 
 HUNYUAN = Geometry((33, 45, 80), 256, "after", 60, 24, 128)
 
@@ -45,6 +47,29 @@ def test_recovers_launch_and_rate(tmp_path):
     assert cost.residual < 1e-6 and cost.attention_basis == "measured"
     assert cost.dense_ms == pytest.approx(3 * (0.02 + 24 * 4 * 128 * 8000**2 / 500e9), rel=1e-6)
     assert cost.heads_ms(np.array([0.0, 0.5])).tolist() == pytest.approx([0.0, cost.pair_ms / 2])
+
+
+def test_recovers_the_price_of_gathering(tmp_path):
+    """Rows made with 2 ms a launch, 0.05 TFLOP/s and 1 ns a number gathered; density and gathering vary apart."""
+    cases = ((1.0, 1.0), (0.2, 1.0), (0.2, 9.0), (0.4, 30.0), (0.1, 4.0), (0.6, 60.0))
+    rows = [
+        row(9216, d, 2 + 4 * 24 * 128 * 9216**2 * d / 0.05e9 / 1e3 + 2 * 24 * 128 * 9216 * g * 1e-6, gathered=g)
+        for d, g in cases
+    ]
+    cost = cost_model(table(tmp_path, rows), "unknown", Geometry((1, 96, 96), 0, "none", 3, 24, 128))
+    assert cost.launch_ms == pytest.approx(2, rel=1e-4) and cost.residual < 1e-6
+    assert cost.gather_ms == pytest.approx(2 * 128 * 9216 * 1e-6, rel=1e-4)
+    layer = cost.launch_ms + cost.heads_ms(np.full(24, 0.4), np.full(24, 30.0)).sum()
+    assert layer == pytest.approx(rows[3]["latency_ms"], rel=1e-6)
+
+
+def test_gathered_keys_by_hand():
+    """2 frames of 3 places: own frame is one list of 3 tiles a frame, same place one of 2 a place, full one of all."""
+    tiling = Tiling(Geometry((2, 1, 6), 0, "none", 1, 1, 64), (1, 1, 2))
+    for pattern, expected in ((Diagonal(), 1.0), (MultiDiagonal(0, 0), 1.0), (Full(), 1.0), (Skip(), 0.0)):
+        assert gathered_keys(tiling, tiling.mask(pattern)) == expected
+    near = tiling.mask(Diagonal(frames=0, rows=0, cols=1))  # lists of 2, 3 and 2 places in each of two frames
+    assert gathered_keys(tiling, near) == pytest.approx(2 * (2 + 3 + 2) / 6)
 
 
 def test_predicts_the_measured_mixed_layer_from_the_other_rows(tmp_path):

@@ -39,14 +39,14 @@ def test_weights_are_what_the_flow_makes_of_an_error(spread):
 
 
 def test_early_steps_weigh_more():
-    weights = step_weights(1 - NOISE, NOISE)
+    weights = step_weights(1 - NOISE, NOISE, 16.0)
     assert weights.mean() == pytest.approx(1) and weights[:5].mean() > 20 * weights[8:].mean()
 
 
 def test_variance_preserving_schedules_are_the_same_thing():
     """A schedule and its rescaling to signal^2 + noise^2 = 1 walk through the same latents up to a factor."""
     angle = np.arctan2(NOISE, 1 - NOISE)
-    weights = step_weights(np.cos(angle), np.sin(angle))
+    weights = step_weights(np.cos(angle), np.sin(angle), 16.0)
     assert (weights > 0).all() and weights[:5].mean() > weights[8:].mean()
     injected = np.sin(angle[:-1] - angle[1:])
     size = 1 / np.hypot(np.cos(angle), np.sin(angle) / 16)

@@ -102,6 +102,18 @@ def test_command(tmp_path):
     assert both.exit_code == 2 and "--geometry: got also a size of the video" in both.stderr
 
 
+def test_command_lists_the_most_frequent_patterns(tmp_path):
+    """20 measured patterns, one of them in three heads: 12 lines, that one first."""
+    patterns = {f"p{i}": Stripe(columns=((i, i + 1),)) for i in range(20)}
+    row = tuple(f"p{i}" for i in (*range(20), 7, 7))
+    many = Plan("m", Geometry((8, 8, 8), 0, "none", 1, 22, 64), (1, 2, 2), patterns, (Stage(1.0, (row,)),))
+    write_plan(tmp_path / "a.plan.json", many)
+    size = ["--geometry", "8", "16", "16", "-o", str(tmp_path / "b.plan.json")]
+    lines = CliRunner().invoke(main, ["fit", str(tmp_path / "a.plan.json"), *size]).output.splitlines()
+    assert lines[2] == f"  p7: {MEASURED_PLACES} (3 times)" and lines[3].endswith("(1 time)")
+    assert len(lines) == 2 + 12 + 1 and lines[-1] == "  ... and 8 more patterns (--json has all)"
+
+
 def test_command_with_a_video_size(tmp_path):
     """The tiny model's own geometry, twice as high and wide in pixels."""
     from svdit.plans import registry

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from svdit.plans.budget import optimise
+from svdit.plans.budget import combined_error, errors_by_step, optimise, optimise_coherent
 from svdit.plans.errors import SvditError
 from svdit.plans.optimum import relative_gap, select
 
@@ -167,6 +167,63 @@ def test_least_cost_for_an_error(problem):
     found = optimise(error, cost, limit, max_stages, limited="error", subject="error")
     assert found.error <= limit * (1 + 1e-8)
     assert best_trajectory(error, cost, found.bound * (1 - 1e-6) - 1e-6, max_stages) > limit * (1 - 1e-9)
+
+
+def coherent_trajectories(draw):
+    error, cost, limit, max_stages = trajectories(draw)
+    steps = len(error)
+    sides = draw(arrays(np.float64, (steps, 3), elements=st.integers(0, 3).map(float))) + 0.1
+    sides /= np.linalg.norm(sides, axis=1, keepdims=True)  # cosines of vectors without negative parts
+    return error, cost, limit, max_stages, sides @ sides.T
+
+
+@QUICK
+@given(st.composite(coherent_trajectories)())
+def test_coherent_steps_keep_the_limit_and_beat_the_additive_choice(problem):
+    """No worse than what adding errors would choose, and no better than errors that only add could be."""
+    error, cost, limit, max_stages, coherence = problem
+
+    def solve(table):
+        return optimise(table, cost, limit, max_stages, limited="cost", subject="density")
+
+    found, combined = optimise_coherent(error, coherence, solve, None)
+    assert found.cost <= limit * (1 + 1e-8) + 1e-9 and len(found.segments) <= max_stages
+    assert combined == pytest.approx(combined_error(errors_by_step(error, found.segments), coherence))
+    additive = solve(error)
+    assert combined <= combined_error(errors_by_step(error, additive.segments), coherence) * (1 + 1e-9) + 1e-9
+    assert combined >= additive.bound - 1e-6, "amplitudes that do not cancel are no less than squares"
+
+
+@QUICK
+@given(st.composite(coherent_trajectories)())
+def test_coherent_steps_keep_a_limit_on_the_error(problem):
+    error, cost, _, max_stages, coherence = problem
+    every = combined_error(error.max((1, 3)).sum(1), coherence)
+
+    def solve(table):
+        return optimise(table, cost, 0.6 * every + 0.5, max_stages, limited="error", subject="error")
+
+    try:
+        found, combined = optimise_coherent(error, coherence, solve, 0.6 * every + 0.5)
+    except SvditError:
+        return  # nothing fits
+    assert combined <= (0.6 * every + 0.5) * (1 + 1e-6)
+    assert combined == pytest.approx(combined_error(errors_by_step(error, found.segments), coherence))
+
+
+def test_coherence_moves_error_to_a_step_that_stands_alone():
+    """One head, half of four steps to keep. Errors of the first three steps add up like amplitudes, the last apart."""
+    error = np.array([1.0, 1.1, 1.3, 1.25])[:, None, None, None] * np.array([1.0, 0.0])
+    coherence = np.eye(4)
+    coherence[:3, :3] = 1.0
+
+    def solve(table):
+        return optimise(table, np.array([[[0.0, 1.0]]]), 0.5, 4, limited="cost", subject="density")
+
+    additive = solve(error)
+    assert errors_by_step(error, additive.segments).tolist() == [1.0, 1.1, 0, 0]
+    found, combined = optimise_coherent(error, coherence, solve, None)
+    assert errors_by_step(error, found.segments).tolist() == [1.0, 0, 0, 1.25] and combined == pytest.approx(2.25)
 
 
 def test_seconds_for_a_large_model():

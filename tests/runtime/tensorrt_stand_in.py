@@ -34,7 +34,7 @@ class Status(IntEnum):
 class Cuda:
     """`cuda.bindings.runtime`. `fail_at` makes that call, counted from 0, fail; `live` holds what was not freed."""
 
-    cudaStreamNonBlocking, cudaHostAllocDefault = 1, 0  # noqa: N815
+    cudaStreamNonBlocking, cudaHostAllocDefault, cudaEventDisableTiming = 1, 0, 2  # noqa: N815
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
 
@@ -47,7 +47,11 @@ class Cuda:
             "cudaSetDevice": _succeed,
             "cudaGetLastError": _succeed,
             "cudaStreamSynchronize": _succeed,
-            "cudaStreamCreateWithFlags": lambda flags: self._take("stream", 7, None),
+            "cudaStreamCreateWithFlags": lambda flags: self._take("stream", 7 + len(self.calls), None),
+            "cudaEventCreateWithFlags": lambda flags: self._take("event", len(self.calls), None),
+            "cudaEventDestroy": lambda key: self._release("event", key),
+            "cudaEventRecord": _succeed,
+            "cudaStreamWaitEvent": _succeed,
             "cudaStreamDestroy": lambda key: self._release("stream", key),
             "cudaMalloc": lambda size: self._allocate("device", size),
             "cudaFree": lambda key: self._release("device", key),
@@ -120,10 +124,17 @@ def host_array(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.addresses, self.error_recorder = engine, {}, None
+        self.rows = 1
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
         return name in self.engine.specs
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        """A number of rows that the profile does not have is refused."""
+        batch = self.engine.trt.bundle.manifest.batch
+        self.rows = shape[0]
+        return shape == self.engine.specs[name].sizes(self.rows) and batch.least <= self.rows <= batch.most
 
     def execute_async_v3(self, stream: int) -> bool:
         self.engine.trt.enqueued += 1
@@ -133,11 +144,9 @@ class Context:
         if self.engine.trt.refuses_capture and self.engine.trt.cuda.captured is not None:
             return False
         assert set(self.addresses) == set(self.engine.specs)
-        self.engine.trt.enqueue(self._arrays, self.engine.scale, stream)
+        places = {name: (self.addresses[name], s.sizes(self.rows), s.dtype) for name, s in self.engine.specs.items()}
+        self.engine.trt.enqueue(places, self.engine.scale, stream)
         return True
-
-    def _arrays(self, view: Callable[..., Any] = host_array) -> dict[str, Any]:
-        return {name: view(self.addresses[name], s.shape, s.dtype) for name, s in self.engine.specs.items()}
 
 
 class Engine:
@@ -152,6 +161,13 @@ class Engine:
 
     def get_tensor_name(self, i: int) -> str:
         return list(self.specs)[i]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [-1 if isinstance(n, str) else n for n in self.specs[name].shape]
+
+    def get_tensor_mode(self, name: str) -> SimpleNamespace:
+        inputs = [spec.name for spec in self.trt.bundle.manifest.inputs]
+        return SimpleNamespace(name="INPUT" if name in inputs else "OUTPUT")
 
     def create_execution_context(self) -> Context:
         return Context(self)
@@ -183,11 +199,11 @@ class StandIn(ModuleType):
         self.refitted.append(path)
         return not self.refits_fail
 
-    def enqueue(self, arrays: Callable[..., dict[str, np.ndarray]], scale: float | None, stream: int) -> None:
-        """Run now, or become part of the graph that is being captured."""
+    def enqueue(self, places: dict[str, tuple], scale: float | None, stream: int) -> None:
+        """Run now on the tensors at (address, shape, dtype), or become part of the graph that is being captured."""
 
         def work() -> None:
-            found = arrays()
+            found = {name: host_array(*place) for name, place in places.items()}
             timestep = found["timestep"].reshape(-1, 1, 1, 1, 1)
             factor = found["stage"] if scale is None else scale
             found["noise_pred"][...] = found["hidden_states"] * factor + timestep

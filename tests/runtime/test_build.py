@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -25,24 +24,14 @@ from svdit.runtime.build_progress import progress_monitor
 from svdit.runtime.build_record import Options, read_record, require_fresh, stale_reason
 from svdit.trt_plugins import tensorrt_library
 from tests.runtime import tensorrt_stand_in as stand_in
+from tests.runtime.tensorrt_rtx import needs_rtx, run_script
 
-rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX; pip install tensorrt-rtx-cu13"
-)
 COMMAND = "from svdit.runtime.build_cli import main; main()"
 H100 = Platform("tensorrt", stand_in.VERSION, stand_in.GPU)
 
 
-def svdit_build(*arguments: object, rtx: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: Polygraphy chooses TensorRT-RTX when it is imported."""
-    return subprocess.run(
-        [sys.executable, "-c", COMMAND, *map(str, arguments)],
-        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": str(int(rtx)), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def svdit_build(*arguments: object, rtx: bool = True) -> subprocess.CompletedProcess[str]:
+    return run_script(COMMAND, *arguments, rtx=rtx)
 
 
 def copy(bundles: Path, name: str, place: Path) -> Path:
@@ -59,7 +48,7 @@ def without_gpu() -> bool:
     return not torch.cuda.is_available()
 
 
-@rtx
+@needs_rtx
 @pytest.mark.parametrize("name", ["portable", "portable-dense"])
 def test_rtx_builds_the_bundle_once(bundles, tmp_path, name):
     folder = copy(bundles, name, tmp_path)
@@ -92,7 +81,7 @@ def test_rtx_builds_the_bundle_once(bundles, tmp_path, name):
     assert times == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-@rtx
+@needs_rtx
 def test_a_graph_that_the_parser_refuses_changes_nothing(bundles, tmp_path):
     """The first engine builds, the second does not: neither is put in place, and old ones stay."""
     folder = copy(bundles, "portable", tmp_path)
@@ -114,7 +103,7 @@ def test_a_graph_that_the_parser_refuses_changes_nothing(bundles, tmp_path):
     assert old == {name: (folder / name).read_bytes() for name in old}
 
 
-@rtx
+@needs_rtx
 @pytest.mark.skipif(not without_gpu(), reason="with a GPU it builds")
 def test_stripping_needs_a_gpu_and_the_reason_is_told(bundles, tmp_path):
     folder = copy(bundles, "portable-dense", tmp_path)
@@ -124,7 +113,7 @@ def test_stripping_needs_a_gpu_and_the_reason_is_told(bundles, tmp_path):
     assert files(folder) == before
 
 
-@rtx
+@needs_rtx
 def test_flags_reach_the_builder(bundles):
     """Read back from the configuration that Polygraphy made."""
     script = """
@@ -143,19 +132,12 @@ for options in (Options(), Options(strip_weights=True), Options(weight_streaming
     flags = ("STRIP_PLAN", "REFIT_IDENTICAL", "WEIGHT_STREAMING")
     print("flags", [name for name in flags if config.get_flag(getattr(trt.BuilderFlag, name))])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, bundles / "portable"],
-        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    done = run_script(script, bundles / "portable")
     flags = [line for line in done.stdout.splitlines() if line.startswith("flags")]
     assert flags == ["flags []", "flags ['STRIP_PLAN', 'REFIT_IDENTICAL']", "flags ['WEIGHT_STREAMING']"], done
 
 
-@rtx
+@needs_rtx
 def test_progress_is_shown_and_a_cancelled_build_ends():
     import tensorrt_rtx as trt
 

@@ -49,12 +49,14 @@ def test_columns_take_what_other_frames_look_at():
     mass[:, [0, 4, 8, 12]] = 1.0  # looked at by everybody
     mass[np.arange(16), np.arange(16)] = 50.0  # each by itself alone, inside the band
     mass[8:, 5] = 3.0  # by two frames outside its own
-    found = resolve({"kind": "stripe", "columns": {"top": 2}, "frames": 0}, TILING, mass)
+    found = resolve({"kind": "stripe", "columns": {"top": 2}, "frames": 0}, TILING, mass[None])
     assert found == Stripe(columns=[[0, 1], [5, 6]], frames=0)
     # with a band of one frame, tile 5 is seen by frames 3 only, tile 0 by frames 2 and 3
-    assert resolve({"kind": "stripe", "columns": {"top": 1}, "frames": 1}, TILING, mass) == Stripe([[5, 6]], 1)
+    assert resolve({"kind": "stripe", "columns": {"top": 1}, "frames": 1}, TILING, mass[None]) == Stripe([[5, 6]], 1)
     inside = resolve(
-        {"kind": "union", "members": [{"kind": "diagonal"}, {"kind": "stripe", "columns": {"top": 1}}]}, TILING, mass
+        {"kind": "union", "members": [{"kind": "diagonal"}, {"kind": "stripe", "columns": {"top": 1}}]},
+        TILING,
+        mass[None],
     )
     assert isinstance(inside, Union) and inside.members[1] == Stripe([[5, 6]], 0)
 
@@ -63,7 +65,7 @@ def test_pairs_take_the_heaviest_and_one_a_row():
     random = np.random.default_rng(0)
     mass = random.random((16, 16))
     mass[3] *= 1e-3
-    found = resolve({"kind": "tiles", "rows": {"top": 0.25}}, TILING, mass)
+    found = resolve({"kind": "tiles", "rows": {"top": 0.25}}, TILING, mass[None])
     assert isinstance(found, Tiles)
     mask = found.video_mask(TILING.tile_grid)
     assert mask[3].sum() == 1 and mask[3, mass[3].argmax()]
@@ -73,7 +75,7 @@ def test_pairs_take_the_heaviest_and_one_a_row():
 
 def test_the_same_share_of_every_row():
     mass = np.random.default_rng(5).random((16, 16))
-    mask = resolve({"kind": "tiles", "rows": {"block": 0.3}}, TILING, mass).video_mask(TILING.tile_grid)
+    mask = resolve({"kind": "tiles", "rows": {"block": 0.3}}, TILING, mass[None]).video_mask(TILING.tile_grid)
     assert mask.sum(1).tolist() == [4] * 16
     for row in range(16):
         assert mass[row, mask[row]].min() > mass[row, ~mask[row]].max()
@@ -86,7 +88,7 @@ def test_vertical_slash_finds_the_lines_that_are_there():
     query, key = np.indices((16, 16))
     mass[key - query == 0] += 1.0
     mass[key - query == -4] += 1.0
-    mask = resolve({"kind": "tiles", "rows": {"vertical_slash": 0.4}}, TILING, mass).video_mask(TILING.tile_grid)
+    mask = resolve({"kind": "tiles", "rows": {"vertical_slash": 0.4}}, TILING, mass[None]).video_mask(TILING.tile_grid)
     assert mask[:, 5].all() and mask[key - query == 0].all() and mask[key - query == -4].all()
     assert 0.3 < mask.mean() <= 0.4
 
@@ -133,3 +135,13 @@ def test_file_is_read(tmp_path):
 def test_mistakes_are_named(obj, message):
     with pytest.raises(SvditError, match=message):
         check_candidates(obj, TILING)
+
+
+def test_a_part_of_the_trajectory_has_its_own_map():
+    random = np.random.default_rng(1)
+    maps = random.random((3, 16, 16))
+    for part in range(3):
+        found = resolve({"kind": "tiles", "rows": {"top": 0.25, "part": part}}, TILING, maps)
+        assert found == resolve({"kind": "tiles", "rows": {"top": 0.25}}, TILING, maps[part][None])
+    with pytest.raises(SvditError, match=r"rows\.part: got 3; expected an integer from 0 to 2"):
+        check_candidates({"late": {"kind": "tiles", "rows": {"top": 0.25, "part": 3}}}, TILING)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from svdit.plans.schema import read_plan
+from svdit.plans.schema import dumps, read_plan
 from svdit.runtime import cli, search_cli
 from svdit.runtime.search_cli import default_state
 from svdit.trt_plugins import onnxruntime_library
@@ -355,3 +355,23 @@ def test_a_rival_without_measurement(checkpoint, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["p.plan.json"]
     found = read_plan(plan)
     assert [stage.until for stage in found.stages] == [0.25, 1.0] and set(found.patterns) == {"temporal"}
+
+
+def test_a_calibrated_search_weighs_errors_as_it_measured_them(checkpoint, tmp_path):
+    """A finished state is calibrated without measuring again; then --spread goes back to the schedule's weights."""
+    state, plan = tmp_path / "s.search.npz", tmp_path / "p.plan.json"
+    size = ("--model", "tiny", "--checkpoint", checkpoint, "--tile", "1,2,3", "--steps", "3", *PROMPT)
+    common = ("--method", "budget", "--target-density", "0.4", "-o", plan)
+    plans = {}
+    for name, more in (
+        ("plain", (*size, "--state", state)),
+        ("calibrated", (*size, "--state", state, "--calibrate")),
+        ("again", ("--from-state", state)),
+        ("spread", ("--from-state", state, "--spread", "3")),
+    ):
+        done = invoke(search_cli.main, *common, *more)
+        assert done.exit_code == 0, done.output
+        plans[name] = read_plan(plan)
+    weights = {name: found.provenance["step_weights"] for name, found in plans.items()}
+    assert plans["calibrated"].provenance["weights"] == "measured" and weights["calibrated"] != weights["plain"]
+    assert dumps(plans["again"]) == dumps(plans["calibrated"]) and dumps(plans["spread"]) == dumps(plans["plain"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from svdit.exporter.export import export
 from svdit.plans.bundle import read_bundle
 from svdit.plans.errors import SvditError
 from svdit.plans.flops import mean_density
@@ -66,6 +67,25 @@ def test_backends_agree(bundles):
         assert max(e.rel_l2_error for e in found.outputs) < 1e-5
         assert found.latents_rel_l2 < 1e-5
         assert found.figures()["density"] == (1.0 if name == "portable-dense" else pytest.approx(0.5, abs=0.4))
+
+
+def test_a_bundle_of_the_same_plan_on_the_other_side(bundles, tmp_path, plan, checkpoint):
+    """Float32 graphs beside the half-precision form of the plan: apart by no more than rounding, and judged as such."""
+    half = export("tiny", plan, tmp_path / "fp16", checkpoint=checkpoint, precision="fp16")
+    request = Request(PROMPTS[:1], 3, STEPS)
+    portable = bundles / "portable"
+    found = compare(half, request, backend="torch", against="onnxrt", other=portable, layers=True, show=False)
+    assert (found.runner, found.against) == ("torch:plan", "onnxrt:portable")
+    assert found.layers.tolerance == 2e-3 and found.layers.first_departure is None
+    assert 1e-5 < max(e.rel_l2_error for e in found.outputs) < 5e-3
+    same = compare(read_bundle(portable), request, backend="torch", against="torch", other=portable, show=False)
+    assert same.figures()["identical"]
+
+
+def test_the_other_bundle_must_be_of_the_same_plan(bundles, tmp_path, plan, checkpoint):
+    other = export("tiny", template("tiny", plan.geometry, plan.tile), tmp_path / "full", checkpoint=checkpoint)
+    with pytest.raises(SvditError, match=r"plan_sha256: got .*; expected .* as in .*; export both of one plan"):
+        compare(read_bundle(bundles / "portable"), REQUEST, against="torch", other=other.path, show=False)
 
 
 def test_torch_needs_no_dense_bundle(bundles):
@@ -166,6 +186,10 @@ def test_a_plan_of_full_heads_is_dense(plan):
         (
             ("portable", "--against", "torch", "--dense", "portable-dense"),
             "--dense: got .*; expected nothing with --against",
+        ),
+        (
+            ("portable", "--other", "plugin"),
+            "--other: got plugin; expected nothing with --against dense; use --dense DIR, or --against BACKEND",
         ),
         (
             ("plugin", "--backend", "torch", "--against", "onnxrt"),

@@ -93,7 +93,7 @@ def test_a_call_of_two_prompts(made):
         assert rel_l2(made.run(transformer, **prompts), truth) <= 1e-5
         if made.name == "hunyuan":
             one = {name: x[:1] for name, x in prompts.items()}
-            with pytest.raises(SvditError, match=r"batch: got a call of 1; expected a multiple of 2; .*--batch 1"):
+            with pytest.raises(SvditError, match=r"batch: got a call of 1; expected 2 rows; .*--batch, such as 1-2"):
                 made.run(transformer, **one)
 
 

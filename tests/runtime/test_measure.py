@@ -14,14 +14,15 @@ from svdit.plans.budget import Target, weighted_errors
 from svdit.plans.cost import cost_model, read_hardware
 from svdit.plans.dynamics import step_weights
 from svdit.plans.errors import SvditError
+from svdit.plans.patterns import Tiles
 from svdit.plans.schema import dumps
 from svdit.plans.search import Rule, loss_table, mode_density, rule_for_density
+from svdit.plans.search_state import read_state
 from svdit.plans.stages import merge
 from svdit.plans.tiles import Tiling
 from svdit.runtime import measure
 from svdit.runtime.measure import baseline_plan_of, budget_plan_of, noise_levels, plan_of, search
 from svdit.runtime.pipeline import Model, Request, generate, prepare
-from svdit.runtime.search_state import read_state
 from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
 
@@ -45,7 +46,7 @@ def found(adapter, checkpoint):
     return run(adapter, checkpoint)
 
 
-def attention_inputs(adapter, checkpoint, tiling):
+def attention_inputs(adapter, checkpoint, tiling, steps=4):
     """q, k, v of every layer at the first step, recorded under dense attention; rows of all prompts."""
     calls = []
 
@@ -56,7 +57,7 @@ def attention_inputs(adapter, checkpoint, tiling):
     model = Model(adapter, checkpoint, tiling)
     with TorchRunner(adapter, checkpoint, tiling, None) as runner, torch.inference_mode():
         runner.model.attention = record
-        prepare(runner, model, Request(PROMPTS, 0, 4), measure.dense_stage).step()
+        prepare(runner, model, Request(PROMPTS, 0, steps), measure.dense_stage).step()
     return calls
 
 
@@ -80,6 +81,35 @@ def test_first_layer_errors_against_float64(adapter, checkpoint, found):
             error = np.square(attend(mask) - full)[:, :, head].mean()
             assert data.error[0, 0, head, mode] == pytest.approx(error, rel=1e-3)
             assert data.sparsity[0, head, mode] == pytest.approx(1 - tiling.density(mask))
+
+
+def test_maps_are_the_mean_of_softmax_over_query_tokens(adapter, checkpoint):
+    """One step and one layer whose input nothing changed: against float64 softmax over tokens."""
+    state = run(adapter, checkpoint, steps=1, max_stages=1).state
+    tiling = Tiling(state.geometry, TILE)
+    q, k, _ = (x.double() for x in attention_inputs(adapter, checkpoint, tiling, steps=1)[0])
+    shares = torch.softmax(torch.einsum("bnhd,bmhd->bhnm", q, k) / 8.0, -1).mean(0).numpy()
+    edges = tiling.tile_offsets[:-1]
+    tiles = np.add.reduceat(np.add.reduceat(shares, edges, axis=1), edges, axis=2) / tiling.sizes[:, None]
+    np.testing.assert_allclose(state.maps[0], tiles, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(state.maps.sum(-1), 1.0, rtol=1e-5)
+
+
+def test_projected_errors_are_shares_of_the_layers_output(adapter, checkpoint):
+    """Mode "skip" of a head loses what the head adds to the projected output; float64, first layer, first step."""
+    state = run(adapter, checkpoint, projected=True, rule=Rule(dense_steps=1.0)).state
+    data, tiling = state.measurement(), Tiling(adapter.geometry(checkpoint), TILE)
+    q, k, v = (x.double() for x in attention_inputs(adapter, checkpoint, tiling)[0])
+    weights = torch.einsum("bnhd,bmhd->bhnm", q, k).div(8.0).softmax(-1)
+    out = torch.einsum("bhnm,bmhd->bnhd", weights, v)
+    with TorchRunner(adapter, checkpoint, tiling, None) as runner:
+        project = runner.model.blocks[0].attn1.to_out[0].weight.detach().double()
+    whole = (out.flatten(2) @ project.T).square().sum()
+    skip = data.modes.index("skip")
+    for head in range(2):
+        part = (out[:, :, head] @ project[:, 64 * head : 64 * head + 64].T).square().sum()
+        assert data.relative()[0, 0, head, skip] == pytest.approx(float(2 * part / whole), rel=1e-3)
+    assert budget_plan_of(state, Target("density", 0.5), max_stages=2).provenance["projected"] is True
 
 
 def test_choices_are_fed_forward(adapter, checkpoint):
@@ -133,6 +163,7 @@ def test_an_interrupted_search_goes_on_to_the_same_plan(
     monkeypatch.setattr(measure, "write_state", lambda path, now: (write(path, now), count.append(now.done)))
     again = run(adapter, checkpoint, state=state)
     assert dumps(again.plan) == dumps(found.plan)
+    np.testing.assert_array_equal(again.state.maps, found.state.maps)
     assert count == [1, 2, 3, 4], "no step is measured twice"
     assert [f.name for f in tmp_path.iterdir()] == ["s.search.npz"]
 
@@ -146,6 +177,14 @@ def test_choosing_again_from_the_state(adapter, checkpoint, found, tmp_path):
     assert other.provenance["choice"] == "open loop" and found.plan.provenance["choice"] == "closed loop"
     assert other.provenance["measured_with"]["eps"] == 0.4
     assert other.provenance["density"] >= found.plan.provenance["density"]
+
+
+def test_a_state_keeps_the_tiles_of_every_head(adapter, checkpoint, tmp_path):
+    state = tmp_path / "s.search.npz"
+    specs = {"heavy": {"kind": "tiles", "rows": {"top": 0.2}}, "top": SPECS["top"], "band": SPECS["band"]}
+    written = run(adapter, checkpoint, candidates=specs, state=state).state
+    assert read_state(state).patterns == written.patterns and isinstance(written.patterns[0][1][1], Tiles)
+    assert dumps(plan_of(read_state(state), RULE, 2)) == dumps(plan_of(written, RULE, 2))
 
 
 def test_noise_levels_are_the_schedulers(adapter, checkpoint, found):
@@ -214,6 +253,9 @@ def test_sampling_query_tiles_changes_errors_only_a_little(adapter, checkpoint, 
     ratio = sampled.error[0, 0, :, 1:] / found.measurement.error[0, 0, :, 1:]
     assert not np.array_equal(sampled.error, found.measurement.error)
     assert np.abs(np.log(ratio)).max() < np.log(3)
+    assert (found.measurement.deviation == 0).all() and (sampled.deviation[..., 1:] > 0).all()
+    apart = np.abs(sampled.error[0, 0] - found.measurement.error[0, 0])[:, 1:] / sampled.deviation[0, 0, :, 1:]
+    assert apart.max() < 5, "standard errors from the sampled value to the exhaustive one"
 
 
 @pytest.mark.parametrize(
@@ -266,7 +308,7 @@ def test_a_broken_state_is_refused(tmp_path, content, message):
     ("change", "message"),
     [
         ({"max_stages": 0}, "max_stages: got 0"),
-        ({"query_tiles": 0}, "query_tiles: got 0; expected an integer from 1 to"),
+        ({"query_tiles": 0}, "query_tiles: got 0; expected an integer from 2 to"),
         ({"steps": 0}, "steps: got 0"),
         ({"prompts": []}, "prompts: got none"),
         ({"dtype": "int4"}, "dtype: got 'int4'"),

@@ -32,7 +32,8 @@ class OnTheCpu(OrtCudaRunner):
         manifest = self.bundle.manifest
         session = open_session(self.bundle.path / "dit.onnx", LIBRARY, "CPUExecutionProvider", {})
         self.tensor_device = "cpu"
-        self._graph = BoundGraph(session, manifest.inputs, manifest.outputs, torch.device("cpu"))
+        most = manifest.batch.most
+        self._graph = BoundGraph(session, manifest.inputs, manifest.outputs, torch.device("cpu"), most=most)
 
 
 @pytest.fixture

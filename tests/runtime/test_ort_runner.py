@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,37 @@ def test_the_same_video_as_torch(bundles):
         with make_runner(bundle, backend) as runner:
             made.append(run_bundle(runner, bundle, Request(PROMPTS, 0, 3), show=False))
     assert rel_l2_error(made[1].latents, made[0].latents) < 1e-5
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_weights_that_are_links(bundles, tmp_path, marked):
+    """ONNX Runtime refuses links out of a folder; the runner tells it where they lead."""
+    source, folder = bundles / "portable-dense", tmp_path / "linked"
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            (folder / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, folder)
+    results = []
+    for place in (source, folder):
+        runner = make_runner(read_bundle(place), "onnxrt")
+        feed = {spec.name: np.ones(spec.sizes(2), np.float32) for spec in runner.inputs}
+        if marked:
+            runner.mark_layers()
+        with runner:
+            results.append(runner.infer(feed))
+    assert set(results[0]) == set(results[1]) and len(results[0]) == (3 if marked else 1)
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_links_under_other_names_are_refused_with_a_way_out(bundles, tmp_path):
+    shutil.copytree(bundles / "portable-dense", tmp_path / "b")
+    (weights,) = (tmp_path / "b").glob("*.safetensors")
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to(tmp_path / "blob")
+    with pytest.raises(SvditError, match="with --copy-weights if its weights are links"):
+        make_runner(read_bundle(tmp_path / "b"), "onnxrt").activate()
 
 
 def test_a_file_that_is_no_library(bundles, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.transformers import transformer_hunyuan_video, transformer_wan
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 
 from svdit.plans.errors import SvditError
@@ -381,3 +382,18 @@ def test_image_to_video_transformers_run(name):
             assert rel_l2(model(**inputs).sample, dense) <= 1e-5
         with sparsify(model, template("any", CASES[name].geometry, TILE, Diagonal(frames=0))):
             assert rel_l2(model(**inputs).sample, dense) > 1e-4
+
+
+@pytest.mark.parametrize(("name", "graphs"), [("wan", 1), ("cogvideox", 2), ("hunyuan", 3)])
+def test_blocks_compile_whole_and_once_for_many_layers(name, graphs):
+    """A kind of block has one graph; the first of a stream sees other strides and has its own."""
+    case = CASES[name]()
+    case.pipe.set_progress_bar_config(disable=True)
+    counter = CompileCounterWithBackend("eager")
+    with sparsify(case.pipe, two_stages(case.geometry)):
+        expected = case.run()
+        for block in case.pipe.transformer.modules():
+            if type(block).__name__.endswith(("TransformerBlock", "CogVideoXBlock")):
+                block.compile(backend=counter, fullgraph=True, dynamic=False)
+        assert rel_l2(case.run(), expected) <= 1e-5
+    assert counter.frame_count == graphs

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -18,6 +16,7 @@ from svdit.runtime.build_record import Options
 from svdit.runtime.runner import make_runner
 from svdit.runtime.trt_runner import TrtRunner
 from tests.runtime import tensorrt_stand_in as stand_in
+from tests.runtime.tensorrt_rtx import needs_rtx, run_script
 
 
 @pytest.fixture(params=["plugin", "portable"])
@@ -56,7 +55,7 @@ def test_replays_follow_stage_timestep_and_latents(bundle, monkeypatch):
     stand_in.write_engines(bundle)
     with make_runner(bundle, "tensorrt") as runner:
         enqueued = trt.enqueued
-        assert enqueued == 2 * len(bundle.manifest.graphs), "one run and one capture an engine"
+        assert enqueued == 4 * len(bundle.manifest.graphs), "one run and one capture an engine and set of buffers"
         for seed, stage in enumerate([0, 2, 1, 1, 0]):
             feed = feed_of(runner, seed)
             got = runner.infer(feed, stage)
@@ -73,6 +72,27 @@ def test_outputs_are_the_callers_own(plugin, monkeypatch):
         kept = first.copy()
         runner.infer(feed_of(runner, 2), 2)
         np.testing.assert_array_equal(first, kept)
+
+
+def test_calls_take_two_sets_of_buffers_in_turn(plugin, monkeypatch):
+    _, device = install(monkeypatch, plugin)
+    stand_in.write_engines(plugin)
+    launched, launch = [], device._functions["cudaGraphLaunch"]
+    device._functions["cudaGraphLaunch"] = lambda graph, stream: launched.append(graph) or launch(graph, stream)
+    with make_runner(plugin, "tensorrt") as runner:
+        for stage in (0, 1, 2, 0):
+            runner.infer(feed_of(runner), stage)
+    assert launched[0] == launched[2] != launched[1] == launched[3]
+
+
+def test_closing_waits_for_the_gpu_before_anything_is_freed(plugin, monkeypatch):
+    _, device = install(monkeypatch, plugin)
+    stand_in.write_engines(plugin)
+    with make_runner(plugin, "tensorrt"):
+        used = len(device.calls)
+    closing = device.calls[used:]
+    assert closing[:2] == ["cudaStreamSynchronize"] * 2
+    assert all("Free" in name or "Destroy" in name for name in closing[2:])
 
 
 @pytest.mark.filterwarnings("ignore:no CUDA graph")
@@ -121,7 +141,7 @@ def test_what_tensorrt_reports_is_raised_once(plugin, monkeypatch):
             runner.infer(feed_of(runner), 0)
         runner.infer(feed_of(runner), 0)
         trt.broken = "astray again"
-        runner._of_stage[0]._graph = None
+        runner._of_stage[0].of(2)._graphs.clear()
         for _ in range(2):
             with pytest.raises(SvditError, match=r"enqueue: got astray again; expected success$"):
                 runner.infer(feed_of(runner), 0)
@@ -185,7 +205,7 @@ import sys
 from pathlib import Path
 from svdit.plans.errors import SvditError
 from svdit.runtime.build_platform import this_platform
-from svdit.runtime.trt_runner import error_recorder, load_engine
+from svdit.runtime.trt_engine import error_recorder, load_engine
 trt = this_platform().module
 errors = error_recorder(trt)
 for path in sys.argv[1:]:
@@ -195,20 +215,36 @@ for path in sys.argv[1:]:
         print(error)
     errors.clear()
 """
+REPORT = """
+import tensorrt_rtx as trt
+from svdit.runtime.trt_engine import error_recorder
+recorder, base = error_recorder(trt), trt.IErrorRecorder
+for code, text in ((trt.ErrorCodeTRT.INTERNAL_ERROR, "first"), (trt.ErrorCodeTRT.INVALID_STATE, "second")):
+    print("fatal", base.report_error(recorder, code, text))
+print("overflowed", base.has_overflowed(recorder))
+for i in range(base.num_errors(recorder)):
+    print(base.get_error_code(recorder, i).name, base.get_error_desc(recorder, i))
+print(recorder.text())
+base.clear(recorder)
+print(base.num_errors(recorder), repr(recorder.text()))
+"""
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="no TensorRT-RTX")
+@needs_rtx
 def test_tensorrt_rtx_reads_the_mapped_file_and_reports(tmp_path):
     (tmp_path / "text.engine").write_bytes(b"no engine at all" * 64)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, tmp_path / "text.engine"],
-        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    done = run_script(LOAD, tmp_path / "text.engine")
     assert "TensorRT: engine " in done.stdout and "Serialization assertion header.magicTag" in done.stdout, done
+
+
+@needs_rtx
+def test_tensorrt_reaches_every_method_of_the_recorder():
+    """Through the functions of the base class, which go by way of C++ as TensorRT itself does."""
+    done = run_script(REPORT)
+    assert done.stdout.splitlines() == [
+        *["fatal False", "fatal False", "overflowed False", "INTERNAL_ERROR first", "INVALID_STATE second"],
+        *["first; second", "0 ''"],
+    ], done
 
 
 def has_gpu() -> bool:
@@ -233,10 +269,11 @@ def test_buffers_and_graphs_on_a_gpu(bundle, monkeypatch):
 
     views = {}
 
-    def enqueue(arrays, scale, stream):
-        if arrays.__self__ not in views:  # at the first run, which is not captured
-            views[arrays.__self__] = arrays(lambda *where: torch.as_tensor(View(*where), device="cuda"))
-        found = views[arrays.__self__]
+    def enqueue(places, scale, stream):
+        key = places["noise_pred"][0], scale
+        if key not in views:  # at the first run, which is not captured
+            views[key] = {name: torch.as_tensor(View(*place), device="cuda") for name, place in places.items()}
+        found = views[key]
         with torch.cuda.stream(torch.cuda.ExternalStream(stream)):
             out = found["noise_pred"].copy_(found["hidden_states"])
             out.mul_(found["stage"] if scale is None else scale)
@@ -249,11 +286,12 @@ def test_buffers_and_graphs_on_a_gpu(bundle, monkeypatch):
     found = cuda.gpu(0)
     monkeypatch.setattr(stand_in, "GPU", found)
     stand_in.write_engines(bundle)
+    streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     free = []
     for _ in range(3):
         with make_runner(bundle, "tensorrt") as runner:
-            assert all(step.captured for step in runner._of_stage.values())
+            assert all(steps.of(runner.batch.most).captured for steps in runner._of_stage.values())
             enqueued = trt.enqueued
             for seed, stage in enumerate([0, 2, 1, 1, 0]):
                 feed = feed_of(runner, seed)
@@ -264,6 +302,17 @@ def test_buffers_and_graphs_on_a_gpu(bundle, monkeypatch):
                 twice = {**feed, "hidden_states": feed["hidden_states"] * 2}
                 got = runner.infer_tensors(tensors, stage)["noise_pred"]
                 np.testing.assert_allclose(got.cpu(), expected(twice, bundle, stage), rtol=1e-6, atol=1e-6)
+            calls = []
+            for seed, stage in enumerate([2, 0, 1, 2, 0, 1]):  # from two streams, without waiting in between
+                feed = feed_of(runner, seed)
+                with torch.cuda.stream(streams[seed % 2]):
+                    tensors = {name: torch.from_numpy(array).to(runner.tensor_device) for name, array in feed.items()}
+                    calls.append((feed, stage, runner.infer_tensors(tensors, stage)["noise_pred"]))
+            torch.cuda.synchronize()
+            for feed, stage, got in calls:
+                np.testing.assert_allclose(got.cpu(), expected(feed, bundle, stage), rtol=1e-6, atol=1e-6)
             assert trt.enqueued == enqueued
+        del calls, got, tensors
+        torch.cuda.empty_cache()
         free.append(torch.cuda.mem_get_info()[0])
     assert free[1] == free[2], "memory of the device is given back"

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "check_tensorrt.sh"
 STEPS = {
     "export-plugin",
     *("build", "compare", "build-stripped", "compare-stripped", "build-streaming", "compare-streaming"),
-    *("build-again", "trtexec-dynamic", "trtexec-static"),
+    *("build-again", "trtexec-dynamic", "trtexec-static", "trtexec-embedded"),
     *("export-portable", "build-portable", "compare-portable"),
 }
 PYTHON = """#!/bin/sh
@@ -95,6 +95,8 @@ def test_a_verdict_when_all_is_well(tmp_path):
     assert "--variant plugin --precision bf16" in calls and "--backend tensorrt --against torch --device cpu" in calls
     assert "--strip-weights" in calls and "--weight-streaming 0" in calls
     assert "--stronglyTyped --staticPlugins=/lib/libsvdit_tensorrt_register.so --skipInference" in calls
+    assert "--setPluginsToSerialize=/lib/libsvdit_tensorrt.so" in calls
+    assert f"trtexec --loadEngine={tmp_path}/out/embedded.engine --useCudaGraph" in calls, "no plugin beside it"
 
 
 @pytest.mark.parametrize(("error", "bad"), [(0.02, {"compare-portable"}), (0.3, None), ("null", None)])

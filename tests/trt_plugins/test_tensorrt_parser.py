@@ -124,13 +124,14 @@ def test_every_attribute_arrives(name, tmp_path):
     assert status in (0, -signal.SIGABRT), text
 
 
-def test_the_plugin_is_taken_for_an_exported_model(tmp_path):
+@pytest.mark.parametrize("batch", ["2", "1-2"])
+def test_the_plugin_is_taken_for_an_exported_model(batch, tmp_path):
     checkpoint = checkpoints.save_tiny(tmp_path / "checkpoint")
     patterns = {"d": Diagonal(frames=0), "s": Stripe(columns=((0, 2),), frames=1)}
     stages = (Stage(0.4, (("full", "d"), ("full", "full"))), Stage(1.0, (("d", "skip"), ("d", "s"))))
     plan = Plan("tiny", adapter("tiny").geometry(checkpoint), (1, 4, 4), patterns, stages, {"method": "test"})
     out = tmp_path / "bundle"
-    export("tiny", plan, out, checkpoint=checkpoint, precision="bf16", copy_weights=True)
+    export("tiny", plan, out, checkpoint=checkpoint, precision="bf16", batch=batch, copy_weights=True)
     status, text = parse(out / "dit.onnx")
     node, *rest = CREATED.findall(text)[0]
     assert node.startswith("blocks.0.")

@@ -102,9 +102,12 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-@pytest.mark.skipif(not has_gpu(), reason="no CUDA GPU: the plugin launches nothing here")
+needs_gpu = pytest.mark.skipif(not has_gpu(), reason="no CUDA GPU: the plugin launches nothing here")
+
+
+@needs_gpu
 @pytest.mark.skipif(cuda_library.find() is None, reason="no libsvdit_kernels.so to compare with")
-def test_golden_cases_graphs_and_threads_on_a_gpu(tmp_path):
+def test_golden_cases_and_graphs_on_a_gpu(tmp_path):
     import torch
 
     from svdit.trt_plugins import cuda_op
@@ -112,7 +115,7 @@ def test_golden_cases_graphs_and_threads_on_a_gpu(tmp_path):
     chosen = {f"{case.name}-{dtype}": (case, dtype) for case in CASES for dtype in ("bfloat16", "float16")}
     for name, (case, dtype) in chosen.items():
         abi_cases.write_case(case, dtype, tmp_path / name)
-    assert play("--gpu", tmp_path).splitlines()[-1] == f"gpu: {len(chosen)} cases passed"
+    assert play("gpu", tmp_path).splitlines()[-1] == f"gpu: {len(chosen)} cases passed"
     for name, (case, dtype) in chosen.items():
         content = (tmp_path / name / "O.bin").read_bytes()
         inputs, attributes = op_inputs(case, dtype), op_attributes(case)
@@ -124,3 +127,10 @@ def test_golden_cases_graphs_and_threads_on_a_gpu(tmp_path):
         out = cuda_op.sparse_attention(q, k, v, *tensors.values(), *scalars)
         same = out.view(torch.int16).cpu().numpy().tobytes() == content
         assert same, f"{name}: the torch operator gives other bits"
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["long-text", "stage-1-layer-0"])
+def test_eight_contexts_in_as_many_threads_on_a_gpu(name, tmp_path):
+    abi_cases.write_case(BY_NAME[name], "bfloat16", tmp_path / name)
+    assert play("threads", tmp_path / name).splitlines()[-1] == "threads: passed"

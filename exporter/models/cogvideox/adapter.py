@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from svdit.exporter.models.base import Sampling
 from svdit.exporter.models.cogvideox.config import DEFAULT_TILE, PUBLISHED, REFERENCE_LATENT
@@ -12,6 +13,9 @@ from svdit.plans.bundle import TensorSpec
 from svdit.plans.errors import complain
 from svdit.plans.fields import array, integer
 from svdit.plans.geometry import Geometry
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CogVideoXAdapter(TransformerAdapter):
@@ -37,7 +41,7 @@ class CogVideoXAdapter(TransformerAdapter):
         config = self.config(checkpoint)
         return config.max_text_seq_length, config.text_embed_dim
 
-    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int) -> tuple[TensorSpec, ...]:
+    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int | str) -> tuple[TensorSpec, ...]:
         """The common four and, for image-to-video, ofs."""
         ofs = () if self.config(checkpoint).ofs_embed_dim is None else (TensorSpec("ofs", "float32", (batch,)),)
         return (*super().inputs(checkpoint, geometry, batch), *ofs)
@@ -53,6 +57,21 @@ class CogVideoXAdapter(TransformerAdapter):
                     f"at most {largest}, the {name} of the checkpoint in patches",
                     "diffusers' pipeline makes no positions beyond that",
                 )
+
+    def texts(self, pipe: Any, prompts: list[str], tokens: int) -> dict[str, torch.Tensor]:
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": tokens}
+        return {"encoder_hidden_states": pipe.encode_prompt(prompts, **options)[0]}
+
+    def frames(self, pipe: Any, latents: torch.Tensor, checkpoint: Path) -> torch.Tensor:
+        """Without the frames that fill up the first patch: as in the pipeline, for the shortest video of this grid."""
+        padding = self.config(checkpoint).patch_size_t - 1
+        return pipe.decode_latents(latents[:, :, padding:].transpose(1, 2).to(pipe.vae.dtype))
+
+    def scheduler(self, checkpoint: Path) -> object:
+        """As in the folder; the DPM scheduler of these models gets the interface that all others have."""
+        from svdit.exporter.models.cogvideox.scheduler import with_memory
+
+        return with_memory(super().scheduler(checkpoint))
 
     def sampling(self, checkpoint: Path) -> Sampling:
         return Sampling(steps=50, guidance_scale=6.0, scheduler=partial(self.scheduler, checkpoint), cfg="batch")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from svdit.exporter.models.base import Sampling
 from svdit.exporter.models.hunyuan.config import DEFAULT_TILE, REFERENCE_LATENT, TEXT_TOKENS, HunyuanConfig
 from svdit.exporter.models.transformer import Parts, TransformerAdapter
 from svdit.plans.bundle import TensorSpec
 from svdit.plans.geometry import Geometry
+
+if TYPE_CHECKING:
+    import torch
 
 
 class HunyuanAdapter(TransformerAdapter):
@@ -32,7 +36,7 @@ class HunyuanAdapter(TransformerAdapter):
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:
         return TEXT_TOKENS, self.config(checkpoint).text_embed_dim
 
-    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int) -> tuple[TensorSpec, ...]:
+    def inputs(self, checkpoint: Path, geometry: Geometry, batch: int | str) -> tuple[TensorSpec, ...]:
         """The common four, then encoder_attention_mask, pooled_projections and, in distilled models, guidance."""
         config = self.config(checkpoint)
         video, timestep, _, stage = super().inputs(checkpoint, geometry, batch)
@@ -48,6 +52,22 @@ class HunyuanAdapter(TransformerAdapter):
             *guidance,
         )
 
+    def texts(self, pipe: Any, prompts: list[str], tokens: int) -> dict[str, torch.Tensor]:
+        text, pooled, mask = pipe.encode_prompt(prompts, max_sequence_length=tokens)
+        return {
+            "encoder_hidden_states": text,
+            "encoder_attention_mask": mask.int(),
+            "pooled_projections": pooled,
+        }
+
+    def frames(self, pipe: Any, latents: torch.Tensor, checkpoint: Path) -> torch.Tensor:
+        return pipe.vae.decode(latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor).sample
+
     def sampling(self, checkpoint: Path) -> Sampling:
         """One call a step: the guidance scale of a distilled model is an input, not a second call."""
-        return Sampling(steps=50, guidance_scale=1.0, scheduler=partial(self.scheduler, checkpoint), cfg="calls")
+        return Sampling(50, 6.0, partial(self.scheduler, checkpoint), cfg="input", sigmas=sigmas)
+
+
+def sigmas(steps: int) -> list[float]:
+    """Noise levels before the scheduler's shift, as the pipeline asks for them."""
+    return [1.0 - step / steps for step in range(steps)]

@@ -27,6 +27,7 @@ class TinyAdapter(WanAdapter):
     published = PUBLISHED
     tile = DEFAULT_TILE
     factors = (1, 1, 1)
+    pipeline_class = None
 
     def packaged_checkpoint(self) -> Path | None:
         return Path(__file__).with_name("checkpoint")

@@ -1,4 +1,4 @@
-// What the register library needs of libnvinfer 10: a version and a registry that remembers who was registered.
+// What the register library needs of libnvinfer: a version and a registry that remembers who was registered.
 // FAKE_NVINFER_VERSION overrides the version.
 #include <NvInferRuntime.h>
 
@@ -11,12 +11,14 @@ using namespace nvinfer1;
 
 class Registry final : public IPluginRegistry {
  public:
+#if NV_TENSORRT_MAJOR == 10  // the functions that moved all others when they went
   bool registerCreator(IPluginCreator &, AsciiChar const *) noexcept override { return false; }
   IPluginCreator *const *getPluginCreatorList(int32_t *) const noexcept override { return nullptr; }
   IPluginCreator *getPluginCreator(AsciiChar const *, AsciiChar const *, AsciiChar const *) noexcept override {
     return nullptr;
   }
   bool deregisterCreator(IPluginCreator const &) noexcept override { return false; }
+#endif
   void setErrorRecorder(IErrorRecorder *) noexcept override {}
   IErrorRecorder *getErrorRecorder() const noexcept override { return nullptr; }
   bool isParentSearchEnabled() const override { return true; }
@@ -38,7 +40,7 @@ class Registry final : public IPluginRegistry {
   bool deregisterCreator(IPluginCreatorInterface const &) noexcept override { return false; }
   IPluginResource *acquirePluginResource(AsciiChar const *, IPluginResource *) noexcept override { return nullptr; }
   int32_t releasePluginResource(AsciiChar const *) noexcept override { return 0; }
-#if NV_TENSORRT_MINOR >= 10
+#if NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 10
   IPluginCreatorInterface *const *getAllCreatorsRecursive(int32_t *) noexcept override { return nullptr; }
 #endif
   std::string registered;

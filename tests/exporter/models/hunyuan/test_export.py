@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from svdit.exporter.export import export, rewrite, trace_denoiser
 from svdit.exporter.models.registry import adapter
+from svdit.plans.batch import Batch
 from svdit.plans.errors import SvditError
 from svdit.plans.schema import template
 from svdit.plans.tables import tables_of
@@ -50,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def traced(folder):
     """Tracing takes seconds: every variant comes from this one."""
-    return trace_denoiser(adapter("hunyuan"), folder, small.plan(), "fp32", 2)
+    return trace_denoiser(adapter("hunyuan"), folder, small.plan(), "fp32", Batch(2, 2))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def short_plan():
 def test_without_guidance_and_with_image_channels(tmp_path):
     changes = {"guidance_embeds": False, "in_channels": 9, "image_condition_type": "latent_concat"}
     folder = small.save(tmp_path / "h", **FEW, **changes)
-    traced = trace_denoiser(adapter("hunyuan"), folder, short_plan(), "fp32", 1)
+    traced = trace_denoiser(adapter("hunyuan"), folder, short_plan(), "fp32", Batch(1, 1))
     assert [x.name for x in traced.inputs] == INPUTS[:-1]
     assert traced.inputs[0].shape == (1, 9, 3, 10, 14) and traced.outputs[0].shape == (1, 4, 3, 10, 14)
 

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ from svdit.plans.errors import complain
 from svdit.plans.fields import shown
 from svdit.plans.files import write_atomic
 from svdit.plans.geometry import Geometry
-from svdit.plans.patterns import Pattern, pattern_from_json
+from svdit.plans.patterns import Pattern, Tiles, pattern_from_json
 from svdit.plans.search import Measurement
 
 FORMAT = "svdit-search-state"
 VERSION = 1
+OPTIONAL = ("maps", "layer_power", "deviation", "sensitivity", "coherence")
+"""Arrays that older files do not have."""
+TILES = "tiles/"
+"""Of the arrays with the `tiles` patterns of a mode, by its number."""
 
 ModePattern = Pattern | tuple[tuple[Pattern, ...], ...]
 
@@ -27,8 +32,10 @@ ModePattern = Pattern | tuple[tuple[Pattern, ...], ...]
 class SearchState:
     """`settings` decide what is measured; `record` says what it was measured on; arrays hold `done` steps.
 
-    error [S, L, H, M], power [S, L, H], sparsity [L, H, M], latents [P, C, f, h, w]; `scheduler` as in
-    `runtime.scheduler_state`.
+    error [S, L, H, M], power [S, L, H], sparsity [L, H, M], layer_power [S, L] and deviation [S, L, H, M] as in
+    `plans.search.Measurement`; latents [P, C, f, h, w]; `scheduler` as in `runtime.scheduler_state`. maps
+    [L, H, m, m]: attention maps (`plans.maps`) summed over the steps so far, each divided by S. sensitivity [S, L, H],
+    coherence [S, S]: what errors count in the end (`runtime.sensitivity.Sensitivity`). None: not in the file.
     """
 
     settings: dict
@@ -41,6 +48,11 @@ class SearchState:
     sparsity: np.ndarray
     latents: np.ndarray
     scheduler: dict[str, np.ndarray]
+    maps: np.ndarray | None = None
+    layer_power: np.ndarray | None = None
+    deviation: np.ndarray | None = None
+    sensitivity: np.ndarray | None = None
+    coherence: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
@@ -59,7 +71,9 @@ class SearchState:
                 "a finished search",
                 "run the svdit-search that wrote it again; it goes on where it stopped",
             )
-        return Measurement(self.modes, self.patterns, self.error, self.power, self.sparsity)
+        return Measurement(
+            self.modes, self.patterns, self.error, self.power, self.sparsity, self.layer_power, self.deviation
+        )
 
 
 def write_state(path: Path, state: SearchState) -> None:
@@ -73,6 +87,7 @@ def write_state(path: Path, state: SearchState) -> None:
         "patterns": [_pattern_json(p) for p in state.patterns],
         "done": state.done,
     }
+    tiles = {f"{TILES}{i}": _packed(p) for i, p in enumerate(state.patterns) if _is_tiles(p)}
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -81,6 +96,8 @@ def write_state(path: Path, state: SearchState) -> None:
         power=state.power,
         sparsity=state.sparsity,
         latents=state.latents,
+        **tiles,
+        **{name: getattr(state, name) for name in OPTIONAL if getattr(state, name) is not None},
         **state.scheduler,
     )
     write_atomic(path, buffer.getvalue())
@@ -101,8 +118,13 @@ def read_state(path: Path) -> SearchState:
         raise complain(str(path), "another kind of file", f"the format {FORMAT}", hint)
     if head.get("version") != VERSION:
         raise complain(f"{path}: version", shown(head.get("version")), str(VERSION), hint)
+    tiles = {name: arrays.pop(name) for name in list(arrays) if name.startswith(TILES)}
+    optional = {name: arrays.pop(name, None) for name in OPTIONAL}
     try:
-        patterns = tuple(_pattern_from(p) for p in head["patterns"])
+        patterns = tuple(
+            _unpacked(tiles[f"{TILES}{i}"]) if stored is None else _pattern_from(stored)
+            for i, stored in enumerate(head["patterns"])
+        )
         state = SearchState(
             head["settings"],
             head["record"],
@@ -114,6 +136,7 @@ def read_state(path: Path) -> SearchState:
             arrays.pop("sparsity"),
             arrays.pop("latents"),
             arrays,
+            **optional,
         )
     except (KeyError, TypeError) as error:
         raise complain(str(path), f"a state without {error}", "a complete search state", hint) from None
@@ -121,6 +144,28 @@ def read_state(path: Path) -> SearchState:
     if state.error.shape[1:] != shape or state.power.shape != state.error.shape[:3] or len(patterns) != shape[-1]:
         raise complain(str(path), "arrays that do not fit each other", "a complete search state", hint)
     return state
+
+
+def noise_levels(state: SearchState) -> tuple[np.ndarray, np.ndarray]:
+    """Share of picture and of noise in the latents before each step and at the end, float64 [S + 1] each.
+
+    Read from the scheduler of a finished search: `sigmas` of flow matching, or `alphas_cumprod`.
+    """
+    state.measurement()
+    stored = {name.removeprefix("scheduler/").partition("|")[0]: value for name, value in state.scheduler.items()}
+    sigmas = stored.get("sigmas")
+    if sigmas is not None and len(sigmas) == state.steps + 1 and sigmas.max() <= 1:
+        noise = np.asarray(sigmas, dtype=np.float64)
+        return 1.0 - noise, noise
+    if "alphas_cumprod" in stored and len(stored.get("timesteps", ())) == state.steps:
+        power = np.append(stored["alphas_cumprod"][stored["timesteps"].astype(np.int64)].astype(np.float64), 1.0)
+        return np.sqrt(power), np.sqrt(1.0 - power)
+    raise complain(
+        "search state",
+        "a scheduler with neither flow matching's sigmas nor alphas_cumprod",
+        "one of them",
+        "choose with --method sparse-vdit, or call svdit.plans.budget with weights of your own",
+    )
 
 
 def check_settings(path: Path, found: dict, wanted: dict) -> None:
@@ -135,7 +180,31 @@ def check_settings(path: Path, found: dict, wanted: dict) -> None:
             )
 
 
+def default_state(output: Path) -> Path:
+    """tiny.plan.json -> tiny.search.npz, beside it."""
+    return output.with_name(output.name.removesuffix(".json").removesuffix(".plan") + ".search.npz")
+
+
+def _is_tiles(pattern: ModePattern) -> bool:
+    return isinstance(pattern, tuple) and all(isinstance(head, Tiles) for layer in pattern for head in layer)
+
+
+@lru_cache(maxsize=256)
+def _packed(pattern: tuple[tuple[Tiles, ...], ...]) -> np.ndarray:
+    """uint8 [L, H, nV, bytes]: a `tiles` pattern of every head as bits; kept, since a state is written many times."""
+    masks = [[head.video_mask((1, 1, len(head.rows))) for head in layer] for layer in pattern]
+    return np.packbits(np.array(masks), axis=-1)
+
+
+def _unpacked(bits: np.ndarray) -> tuple[tuple[Tiles, ...], ...]:
+    masks = np.unpackbits(bits, axis=-1, count=bits.shape[2]).view(bool)
+    return tuple(tuple(Tiles.from_mask(head) for head in layer) for layer in masks)
+
+
 def _pattern_json(pattern: ModePattern) -> object:
+    """None where the pattern is kept as bits."""
+    if _is_tiles(pattern):
+        return None
     if isinstance(pattern, tuple):
         return [[head.to_json() for head in layer] for layer in pattern]
     return pattern.to_json()

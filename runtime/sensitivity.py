@@ -1,0 +1,171 @@
+"""How much an attention error counts in the finished latents, measured for every step and head.
+
+Every head gets a probe, a sparse pattern. (1) At one step all heads run under their probes, at all others they are
+dense: the change of the final latents is what that step counts, and the cosine of two such changes says how far errors
+of two steps add up. (2) At a few steps each head runs under its probe alone: the change of the next latents is what
+that head counts in the step; between those steps it is interpolated.
+
+Letters: S steps, L layers, H heads, M modes, nT tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svdit.plans.errors import complain
+from svdit.plans.search import Measurement, mode_density
+from svdit.plans.search_state import SearchState
+from svdit.plans.tiles import Tiling
+from svdit.runtime.denoise import Denoising
+from svdit.runtime.mode_masks import ModeMasks
+from svdit.runtime.pipeline import Model, Request, dense_stage, prepare
+from svdit.runtime.progress import progress
+from svdit.runtime.scheduler_state import load_scheduler, save_scheduler
+from svdit.runtime.search_attention import Attention, attend_by_masks, full_attention
+from svdit.runtime.torch_runner import TorchRunner
+
+PROBE_DENSITY = 0.25
+"""A head's probe is its best pattern that keeps at most this."""
+HEAD_STEPS = 6
+"""Steps at which heads are tried one by one."""
+SILENT = 1e-12
+"""Relative errors below this count as this, so that a head that does nothing gets a finite weight."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """weights [S, L, H]: mean squared error of the final latents for one unit of a head's relative error at a step.
+
+    coherence [S, S]: cosine of the final errors that two steps make, 0 where it is negative; 1 on the diagonal.
+    """
+
+    weights: np.ndarray
+    coherence: np.ndarray
+
+
+class ProbeAttention:
+    """Dense attention, except for every head (`place` True) or one (layer, head) under its probe."""
+
+    def __init__(self, tiling: Tiling, masks: np.ndarray, device: str, dense: Attention) -> None:
+        """masks bool [L, H, nT, nT]."""
+        self.tiling, self.masks = tiling, torch.from_numpy(masks).to(device)
+        self.dense = dense
+        self.place: bool | tuple[int, int] = False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int, stage: Tensor, text_len: Tensor) -> Tensor:
+        if self.place is True:
+            return attend_by_masks(self.tiling, q, k, v, self.masks[layer], text_len)
+        out = self.dense(q, k, v, layer, stage, text_len)
+        if self.place and self.place[0] == layer:
+            head = slice(self.place[1], self.place[1] + 1)
+            one = (x[:, :, head].contiguous() for x in (q, k, v))
+            out = out.clone()
+            out[:, :, head] = attend_by_masks(self.tiling, *one, self.masks[layer, head], text_len)
+        return out
+
+
+def probes(measured: Measurement) -> np.ndarray:
+    """int [L, H]: of the modes that keep at most PROBE_DENSITY, the one with the least error over all steps."""
+    allowed = mode_density(measured)[..., :-1]
+    fits = (allowed > 0) & (allowed <= PROBE_DENSITY)
+    if not fits.any(-1).all():
+        raise complain("candidates", "none for some head", f"one that keeps at most {PROBE_DENSITY:g} and not nothing")
+    return np.where(fits, measured.relative().sum(0), np.inf).argmin(-1)
+
+
+class Trajectory:
+    """The dense run of a search, which can be left at any step and gone to its end from there."""
+
+    def __init__(self, run: Denoising) -> None:
+        """`run` stands at its first step."""
+        self.run, self.latents, self.schedulers = run, [run.latents.clone()], []
+        for _ in range(int(run.steps)):
+            self.schedulers.append(save_scheduler(run.scheduler))
+            run.step()
+            self.latents.append(run.latents.clone())
+
+    def leave(self, step: int, attention: ProbeAttention, place: bool | tuple[int, int]) -> np.ndarray:
+        """float32: what the latents after step `step` gain when `place` is sparse there."""
+        run = self.run
+        run.resume(step, self.latents[step])
+        load_scheduler(run.scheduler, self.schedulers[step])
+        attention.place = place
+        run.step()
+        attention.place = False
+        return self._gained()
+
+    def finish(self) -> np.ndarray:
+        """float32: what the final latents have gained after `leave` and dense steps to the end."""
+        while not self.run.done:
+            self.run.step()
+        return self._gained()
+
+    def _gained(self) -> np.ndarray:
+        return (self.run.latents.cpu() - self.latents[self.run.position].cpu()).numpy()
+
+
+def measure_sensitivity(
+    runner: TorchRunner, model: Model, request: Request, state: SearchState, *, show: bool = True
+) -> Sensitivity:
+    """What errors count along the dense trajectory of a finished search; `request` is that search's own.
+
+    `runner` is active and dense. S (S + 3) / 2 + HEAD_STEPS * L * H denoiser passes.
+    """
+    measured, tiling = state.measurement(), model.tiling
+    steps, layers, heads = measured.power.shape
+    chosen = probes(measured)
+    kept = ModeMasks(state.patterns, tiling)
+    masks = np.stack([[kept.mask(n, h, chosen[n, h]) for h in range(heads)] for n in range(layers)])
+    error = np.take_along_axis(measured.relative(), chosen[None, ..., None], -1)[..., 0]
+    dense = full_attention(tiling, runner.device, runner.dtype)
+    attention = ProbeAttention(tiling, masks, runner.device, dense)
+    before, runner.model.attention = runner.model.attention, attention
+    with torch.inference_mode():
+        trajectory = Trajectory(prepare(runner, model, request, dense_stage))
+        final, after = [], np.zeros(steps)
+        for step in progress(range(steps), "weighing steps", "step", show=show):
+            after[step] = _mean_square(trajectory.leave(step, attention, True))
+            final.append(trajectory.finish().ravel())
+        tried = np.unique(np.linspace(0, steps - 1, min(HEAD_STEPS, steps)).round().astype(int))
+        alone = np.zeros((len(tried), layers, heads))
+        for number, step in enumerate(progress(tried, "weighing heads", "step", show=show)):
+            for layer, head in np.ndindex(layers, heads):
+                alone[number, layer, head] = _mean_square(trajectory.leave(step, attention, (layer, head)))
+    runner.model.attention = before
+    products = np.array([[np.dot(a, b) for b in final] for a in final], dtype=np.float64) / len(final[0])
+    return Sensitivity(combined(error, np.diag(products), after, tried, alone), cosines(products))
+
+
+def _mean_square(values: np.ndarray) -> float:
+    return float(np.square(values, dtype=np.float64).mean())
+
+
+def cosines(products: np.ndarray) -> np.ndarray:
+    """float64 [S, S] from scalar products: negative ones 0, those of a zero vector too, 1 on the diagonal."""
+    size = np.sqrt(np.diag(products))
+    size = np.outer(size, size)
+    found = np.divide(products, size, out=np.zeros_like(products), where=size > 0).clip(0.0, 1.0)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def combined(
+    error: np.ndarray, final: np.ndarray, after: np.ndarray, tried: np.ndarray, alone: np.ndarray
+) -> np.ndarray:
+    """[S, L, H] weights from what the runs gave.
+
+    error [S, L, H] relative errors of the probes; final, after [S] errors of the last and of the next latents with all
+    heads under probes at one step; alone [T, L, H] errors of the next latents with one, at the steps `tried` [T].
+    """
+    error = np.maximum(error, SILENT)
+    mean = error.mean((1, 2))
+    # how much more than a head on average: interpolated in its logarithm, free of the step's own scale
+    apart = alone / error[tried] / (after[tried] / mean[tried])[:, None, None]
+    logs = np.log(np.maximum(apart, SILENT)).reshape(len(tried), -1)
+    every = np.arange(len(error))
+    ratio = np.exp(np.stack([np.interp(every, tried, column) for column in logs.T], 1)).reshape(error.shape)
+    return ratio * (final / mean)[:, None, None]

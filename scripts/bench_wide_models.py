@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+"""Models of published width on ONNX Runtime's CUDA provider, random weights: dense and sparse attention in one engine.
+
+    bench_wide_models.py export FOLDER [--model NAME ...]      # anywhere, with svdit installed; some megabytes
+    bench_wide_models.py run FOLDER --library libsvdit_onnxruntime.so --json out.json [--model NAME ...]
+
+`export` makes checkpoints of holes with true headers and plugin bundles of them, batch 1. The plan has one stage for
+each attention that is compared, so that one session, one copy of the weights and one captured CUDA graph run them all:
+  dense    all heads full
+  mixed    a quarter of the heads full, the others diagonal (frames=1) and multi-diagonal (rows=cols=1) in turn
+  bands    no head full
+`run` fills the holes with normal numbers scaled to keep activations finite, and times one denoiser call in every
+stage: the stages in turn for --rounds rounds, wall time of a call that ends when the GPU has finished, median. Then one
+call of each stage under torch's profiler: time of the GPU by kind of kernel, the share of the attention, and what the
+dense time less the saved attention would be. Inputs are normal numbers, timestep 500.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from svdit.exporter.models import registry
+from svdit.plans.bundle import Bundle, read_bundle, weight_file
+from svdit.plans.flops import mean_density
+from svdit.plans.patterns import Diagonal, MultiDiagonal
+from svdit.plans.schema import Plan, Stage
+
+CLASS = "WanTransformer3DModel"
+MODELS: dict[str, tuple[dict[str, int], tuple[int, int, int]]] = {
+    "wan-1.3b-480p": ({"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}, (21, 30, 52)),
+    "wan-14b-720p-4-layers": ({"num_layers": 4, "num_attention_heads": 40, "ffn_dim": 13824}, (21, 45, 80)),
+    "small": ({"num_layers": 2, "num_attention_heads": 4, "ffn_dim": 512, "text_dim": 64}, (5, 8, 16)),
+}
+"""Name to what differs from Wan2.1 14B, and the token grid; `small` is for trying this script."""
+STAGES = ("dense", "mixed", "bands")
+
+
+def plan_of(name: str, checkpoint: Path) -> Plan:
+    """A third of the loop in each of STAGES, all layers alike."""
+    adapter = registry.adapter("wan2.1")
+    _, grid = MODELS[name]
+    geometry = dataclasses.replace(adapter.geometry(checkpoint), grid=grid)
+    heads = range(geometry.heads)
+    rows = (
+        ("full",) * geometry.heads,
+        tuple("full" if head % 4 == 0 else "dm"[head % 2] for head in heads),
+        tuple("dm"[head % 2] for head in heads),
+    )
+    patterns = {"d": Diagonal(frames=1), "m": MultiDiagonal(rows=1, cols=1)}
+    stages = tuple(Stage((i + 1) / len(rows), (row,) * geometry.layers) for i, row in enumerate(rows))
+    return Plan("wan2.1", geometry, adapter.default_tile(), patterns, stages, {"method": "template"})
+
+
+def export_model(name: str, folder: Path, precision: str) -> None:
+    """A checkpoint of holes and the bundle of it."""
+    from svdit.exporter.export import export
+    from tests.exporter.sparse_files import save_sparse
+
+    config = dataclasses.asdict(registry.adapter("wan2.1").published)
+    config.update(MODELS[name][0])
+    checkpoint = save_sparse(folder / name / "checkpoint", CLASS, config)
+    out, plan = folder / name / "bundle", plan_of(name, checkpoint)
+    bundle = export("wan2.1", plan, out, checkpoint=checkpoint, precision=precision, batch=1)
+    for weight in bundle.manifest.weights:
+        (bundle.path / weight.file).unlink()
+
+
+def fill(path: Path, device: str) -> None:
+    """Random bfloat16 values for every tensor of a safetensors file whose header is there: matrices keep the size of
+    what they multiply, factors of norms are 1, biases 0."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, entry in header.items():
+            value = tensor_for(name, entry["shape"], device).view(torch.uint8).cpu().numpy()
+            file.seek(8 + length + entry["data_offsets"][0])
+            file.write(memoryview(value.reshape(-1)))
+
+
+def tensor_for(name: str, shape: list[int], device: str) -> torch.Tensor:
+    if name.endswith(".bias"):
+        return torch.zeros(shape, dtype=torch.bfloat16, device=device)
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16, device=device)
+    scale = 0.1 if "scale_shift_table" in name else 1 / math.sqrt(math.prod(shape[1:]))
+    return scale * torch.randn(shape, dtype=torch.bfloat16, device=device)
+
+
+def filled_bundle(folder: Path, device: str) -> Bundle:
+    """The bundle with weights: those of the checkpoint, filled and linked, with their hashes in the manifest."""
+    torch.manual_seed(0)
+    place = folder / "bundle"
+    manifest = json.loads((place / "manifest.json").read_text())
+    for weight in manifest["weights"]:
+        source, link = folder / "checkpoint" / weight["file"], place / weight["file"]
+        fill(source, device)
+        if not link.exists():
+            os.link(source, link)
+    manifest["weights"] = [dataclasses.asdict(weight_file(place, weight["file"])) for weight in manifest["weights"]]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    return read_bundle(place)
+
+
+def feed_of(runner: Any) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    feed = {spec.name: torch.randn(spec.shape, generator=generator) for spec in runner.inputs}
+    feed["timestep"].fill_(500.0)
+    return {name: tensor.to(runner.tensor_device) for name, tensor in feed.items()}
+
+
+def measure(runner: Any, bundle: Bundle, rounds: int) -> dict[str, Any]:
+    """Times of all stages of an active runner."""
+    feed = feed_of(runner)
+    on_gpu = torch.device(runner.tensor_device).type == "cuda"
+
+    def call(stage: int) -> torch.Tensor:
+        out = runner.infer_tensors(feed, stage)["noise_pred"]
+        if on_gpu:
+            torch.cuda.synchronize()
+        return out
+
+    for stage in range(len(STAGES)):
+        if not bool(torch.isfinite(call(stage)).all()):
+            raise ValueError(f"stage {stage}: the prediction is not finite")
+    times: list[list[float]] = [[] for _ in STAGES]
+    for turn in range(rounds):
+        for stage in range(len(STAGES)) if turn % 2 == 0 else reversed(range(len(STAGES))):
+            begin = time.perf_counter()
+            call(stage)
+            times[stage].append(1e3 * (time.perf_counter() - begin))
+    rows = [
+        {
+            "attention": name,
+            "density": round(density_of(bundle.plan, stage), 4),
+            "latency_ms": round(statistics.median(times[stage]), 2),
+            "latency_ms_range": [round(f(times[stage]), 2) for f in (min, max)],
+            "speedup": round(statistics.median(times[0]) / statistics.median(times[stage]), 4),
+        }
+        for stage, name in enumerate(STAGES)
+    ]
+    if on_gpu:
+        add_profiles(rows, lambda stage: runner.infer_tensors(feed, stage))
+    return {"rows": rows}
+
+
+def density_of(plan: Plan, stage: int) -> float:
+    return mean_density(dataclasses.replace(plan, stages=(dataclasses.replace(plan.stages[stage], until=1.0),)), 1)
+
+
+def add_profiles(rows: list[dict[str, Any]], call: Any) -> None:
+    """Where the time of one call of each stage goes, and what is left unexplained."""
+    from svdit.runtime.gpu_profile import profile_gpu
+
+    seen = [profile_gpu(lambda stage=stage: call(stage)) for stage in range(len(STAGES))]
+    dense = seen[0]
+    for row, profile in zip(rows, seen, strict=True):
+        saved = dense.of("attention") - profile.of("attention")
+        row["profile"] = profile.to_json()
+        row["attention_ms"] = round(profile.of("attention") / 1e3, 3)
+        row["dense_less_saved_attention_ms"] = round(rows[0]["latency_ms"] - saved / 1e3, 2)
+
+
+def run_model(name: str, folder: Path, rounds: int, on_cpu: bool) -> dict[str, Any]:
+    from svdit.runtime.ort_cuda_runner import OrtCudaRunner
+
+    began = time.perf_counter()
+    bundle = filled_bundle(folder / name, "cpu" if on_cpu else "cuda")
+    made = time.perf_counter()
+    runner = on_the_cpu(bundle) if on_cpu else OrtCudaRunner(bundle)
+    with runner, torch.inference_mode():
+        loaded = time.perf_counter()
+        free, total = (0, 0) if on_cpu else torch.cuda.mem_get_info()
+        found = measure(runner, bundle, rounds)
+        after = 0 if on_cpu else torch.cuda.mem_get_info()[0]
+    geometry = bundle.plan.geometry
+    return {
+        "tokens": geometry.tokens,
+        "layers": geometry.layers,
+        "heads": geometry.heads,
+        "seconds": {"fill": round(made - began, 1), "load": round(loaded - made, 1)},
+        "gib": {"weights": round((total - free) / 2**30, 1), "at_the_end": round((total - after) / 2**30, 1)},
+        **found,
+    }
+
+
+def on_the_cpu(bundle: Bundle) -> Any:
+    """The same runner on the CPU provider."""
+    from svdit.runtime.ort_cuda_runner import BoundGraph, OrtCudaRunner, open_session
+    from svdit.trt_plugins import onnxruntime_library
+
+    class OnTheCpu(OrtCudaRunner):
+        def _activate(self) -> None:
+            library = onnxruntime_library.find()
+            session = open_session(self.bundle.path / "dit.onnx", library, "CPUExecutionProvider", {})
+            self.tensor_device = "cpu"
+            self._graph = BoundGraph(session, self.bundle.manifest.inputs, self.outputs, torch.device("cpu"))
+
+    return OnTheCpu(bundle)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    first, second = commands.add_parser("export"), commands.add_parser("run")
+    for command in (first, second):
+        command.add_argument("folder", type=Path)
+        command.add_argument("--model", nargs="+", default=list(MODELS)[:2], choices=list(MODELS))
+    first.add_argument("--precision", default="bf16", choices=["bf16", "fp16"])
+    second.add_argument("--library", type=Path, required=True)
+    second.add_argument("--json", type=Path, required=True)
+    second.add_argument("--rounds", type=int, default=5)
+    second.add_argument("--try-cpu", action="store_true", help="an fp16 export on the CPU, to test this script")
+    args = parser.parse_args()
+    if args.command == "export":
+        for name in args.model:
+            export_model(name, args.folder, args.precision)
+        return
+    os.environ["SVDIT_ORT_OPS"] = str(args.library.resolve())
+    report: dict[str, Any] = {"gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None, "models": {}}
+    failed = 0
+    for name in args.model:
+        try:
+            report["models"][name] = run_model(name, args.folder, args.rounds, args.try_cpu)
+        except Exception as error:  # the other model still counts
+            traceback.print_exc()
+            report["models"][name], failed = {"error": f"{type(error).__name__}: {error}"}, 1
+        print(name, json.dumps(report["models"][name], indent=1), flush=True)
+        args.json.write_text(json.dumps(report, indent=1))
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

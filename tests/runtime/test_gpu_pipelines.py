@@ -1,0 +1,83 @@
+"""Plans inside small random diffusers pipelines on a GPU, in bfloat16 with the compiled kernel.
+
+The truth is the same pipeline in float32 on the CPU; bfloat16 may be away from it as far as it is with the dense
+attention that diffusers uses, twice at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from svdit.exporter.export import export
+from svdit.plans.schema import template
+from svdit.runtime.drop_in import load
+from svdit.runtime.sparsify import sparsify
+from svdit.trt_plugins import cuda_library
+from tests.runtime.test_drop_in import MODELS
+from tests.runtime.test_sparsify import CASES, TILE, normal, two_stages
+from tests.tolerance import rel_l2
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or cuda_library.find() is None, reason="needs a GPU and the built kernel"
+)
+
+
+class OnGpu:
+    """A case, its pipeline's videos in float32 on the CPU, and a copy in bfloat16 on the GPU."""
+
+    def __init__(self, name: str, folder) -> None:
+        self.name, self.folder = name, folder
+        self.case = CASES[name]()
+        if name == "wan":
+            self.case.inputs["prompt_embeds"] = normal(1, 512, 48)
+            self.case.inputs["negative_prompt_embeds"] = normal(1, 512, 48, seed=6)
+        self.pipe = self.case.pipe
+        self.pipe.set_progress_bar_config(disable=True)
+        self.plan = replace(two_stages(self.case.geometry), model=MODELS[name][0])
+        self.dense = self.case.run()
+        with sparsify(self.pipe, self.plan):
+            self.sparse = self.case.run()
+        self.pipe.transformer.save_pretrained(folder / "checkpoint")
+        self.pipe.transformer.to("cuda", torch.bfloat16)
+        self.error = rel_l2(self.run(), self.dense)
+
+    def run(self) -> torch.Tensor:
+        moved = {
+            name: x.to("cuda", torch.bfloat16 if x.is_floating_point() else x.dtype)
+            for name, x in self.case.inputs.items()
+            if isinstance(x, torch.Tensor)
+        }
+        return self.case.run(**moved).float().cpu()
+
+
+@pytest.fixture(scope="module", params=sorted(CASES))
+def made(request, tmp_path_factory):
+    return OnGpu(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_an_all_full_plan_is_as_near_as_the_unmodified_pipeline(made):
+    with sparsify(made.pipe, template("any", made.case.geometry, TILE)):
+        assert rel_l2(made.run(), made.dense) <= 2 * made.error
+
+
+def test_a_plan_of_two_stages_is_as_near(made):
+    with sparsify(made.pipe, made.plan):
+        assert rel_l2(made.run(), made.sparse) <= 2 * made.error
+
+
+def test_a_bundle_with_the_torch_runner_is_as_near(made):
+    model, batch = MODELS[made.name]
+    bundle = made.folder / "bundle"
+    export(
+        model, made.plan, bundle, checkpoint=made.folder / "checkpoint", variant="plugin", precision="bf16", batch=batch
+    )
+    original = made.pipe.transformer
+    with load(bundle, scheduler=made.pipe.scheduler, backend="torch", device="cuda") as transformer:
+        made.pipe.transformer = transformer.to("cuda")
+        try:
+            assert rel_l2(made.run(), made.sparse) <= 2 * made.error
+        finally:
+            made.pipe.transformer = original

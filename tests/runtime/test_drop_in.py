@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from svdit import runtime
 from svdit.exporter.export import export
 from svdit.plans.errors import SvditError
 from svdit.runtime.drop_in import load
@@ -133,6 +134,12 @@ def test_a_checkpoint_that_is_gone_is_refused(made):
             load(made.bundle)
     finally:
         config.write_text(text)
+
+
+def test_the_short_name():
+    assert runtime.load is load
+    with pytest.raises(AttributeError, match="no attribute 'loads'"):
+        runtime.loads  # noqa: B018
 
 
 def test_no_bundle_is_refused(tmp_path):

@@ -41,15 +41,13 @@ def main() -> None:
     parser.add_argument("plans", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    rows = []
+    print("| plan | density | dense, s a step | plan, s a step | ratio |\n| --- | --- | --- | --- | --- |", flush=True)
     for path in progress(args.plans, "timing plans", "plan"):
         plan = read_plan(path)
         with tempfile.TemporaryDirectory() as folder:
             dense, sparse = time_plan(plan, Path(folder), args.rounds)
         name, density = path.name.removesuffix(".plan.json"), mean_density(plan, STEPS)
-        rows.append(f"| {name} | {density:.3f} | {dense:.2f} | {sparse:.2f} | {dense / sparse:.2f}x |")
-    print("| plan | density | dense, s a step | plan, s a step | ratio |\n| --- | --- | --- | --- | --- |")
-    print("\n".join(rows))
+        print(f"| {name} | {density:.3f} | {dense:.2f} | {sparse:.2f} | {dense / sparse:.2f}x |", flush=True)
 
 
 if __name__ == "__main__":

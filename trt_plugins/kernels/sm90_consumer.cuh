@@ -138,50 +138,50 @@ class Sm90Consumer {
   }
 
   // The blocks of this stage and those behind it.
-  template <int stage>
+  template <int kStage>
   __device__ __forceinline__ bool steps() {
-    if (!step<stage>()) return false;
-    if constexpr (stage + 1 < kStages) {
-      return steps<stage + 1>();
+    if (!step<kStage>()) return false;
+    if constexpr (kStage + 1 < kStages) {
+      return steps<kStage + 1>();
     } else {
       return true;
     }
   }
 
   // One block. Returns false when it was the stop mark; its scores are then of stale data, and unused.
-  template <int stage>
+  template <int kStage>
   __device__ __forceinline__ bool step() {
-    constexpr int previous = (stage + kStages - 1) % kStages;
-    const uint32_t previous_parity = stage == 0 ? parity_ ^ 1 : parity_;
+    constexpr int previous = (kStage + kStages - 1) % kStages;
+    const uint32_t previous_parity = kStage == 0 ? parity_ ^ 1 : parity_;
     const bool opens_item = (block_ & kBlockIsLast) != 0;
     if (opens_item) {
       query_slot_ ^= 1;
       query_low_ ^= query_flip();
     }
-    sm90::barrier_wait(sm90::shared_address(&control_.keys_full[stage]), parity_);
+    sm90::barrier_wait(sm90::shared_address(&control_.keys_full[kStage]), parity_);
     const int before = block_;
-    block_ = read_block(stage);
+    block_ = read_block(kStage);
     if (kMayIdle) block_ |= opens_item ? idle_mark() : before & kBlockIsIdle;
     take_turn();
     if (kMayIdle && (block_ & kBlockIsIdle) != 0 && !opens_item) {
       give_turn();
-      arrive(control_.keys_empty[stage]);
+      arrive(control_.keys_empty[kStage]);
       sm90::barrier_wait(sm90::shared_address(&control_.values_full[previous]), previous_parity);
       arrive(control_.values_empty[previous]);
       return true;
     }
     sm90::hold(scores_);
     sm90::mma_fence();
-    issue_scores(scores_, stage);
+    issue_scores(scores_, kStage);
     sm90::barrier_wait(sm90::shared_address(&control_.values_full[previous]), previous_parity);
     sm90::hold(output_);
     sm90::mma_fence();
     issue_output(previous);
     give_turn();
     if constexpr (Config::kSlices == 2) {
-      overlapped_softmax(stage, previous, opens_item);
+      overlapped_softmax(kStage, previous, opens_item);
     } else {
-      plain_softmax(stage, previous, opens_item);
+      plain_softmax(kStage, previous, opens_item);
     }
     convert(scores_);
     return (block_ & kBlockIsStop) == 0;

@@ -76,7 +76,7 @@ class Sm90Producer {
   }
 
  private:
-  // The scheduler may replace control_.item once request() has been called; control_.current is this warp's own.
+  // The scheduler may replace control_.item as soon as it is asked for the next; control_.current is this warp's own.
   __device__ __forceinline__ void feed() {
     sm90::barrier_wait(sm90::shared_address(&control_.query_empty[query_slot_]), query_parity_ ^ 1);
     if (lane_ == 0) control_.current = control_.item;

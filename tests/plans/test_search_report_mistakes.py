@@ -75,7 +75,7 @@ MISTAKES = {
     "another tile": of_another_tile,
     "pattern not measured": without_patterns,
     "maps of another grid": with_maps_of_another_grid,
-    "no such table": lambda f, s: (["--hardware", "none"], r"--hardware: got 'none'; expected h100 or a file"),
+    "no such table": lambda f, s: (["--hardware", "none"], r"--hardware: got 'none'; expected cpu, h100 or a file"),
     "a place that is none": lambda f, s: (["-o", f / "none" / "r.html"], r"r.html: got no such file or directory"),
     "judged: no list": judged({"a": 1}, r"bad.json: \$: got {\"a\": 1}; expected a list of judged plans"),
     "judged: empty": judged([], r"bad.json: \$: got an empty list; expected at least one judged plan"),

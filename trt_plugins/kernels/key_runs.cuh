@@ -1,6 +1,7 @@
 // The keys of one item as runs of rows, for kernels whose registers are full: the runs lie in shared memory.
 #pragma once
 
+#include "lanes.cuh"
 #include "work_item.cuh"
 
 namespace svdit {
@@ -61,13 +62,13 @@ class RunSearch {
   __device__ __forceinline__ void append(Rows range) {
     const unsigned below = (1u << lane()) - 1;
     const bool any = range.end > range.begin;
-    const unsigned all = __ballot_sync(kEveryLane, any);
-    const int end_before = __shfl_sync(kEveryLane, range.end, highest(all & below));
+    const unsigned all = __ballot_sync(kAllLanes, any);
+    const int end_before = __shfl_sync(kAllLanes, range.end, highest(all & below));
     const bool head = any && ((all & below) == 0 || range.begin != end_before);
-    const unsigned heads = __ballot_sync(kEveryLane, head);
+    const unsigned heads = __ballot_sync(kAllLanes, head);
     const unsigned later_heads = heads & ~below & ~(1u << lane());
     const unsigned members = later_heads == 0 ? all : all & ((later_heads & (0u - later_heads)) - 1);
-    const Rows run{range.begin, __shfl_sync(kEveryLane, range.end, highest(members))};
+    const Rows run{range.begin, __shfl_sync(kAllLanes, range.end, highest(members))};
     const bool last = runs_.read >= item_.num_ranges;
     const int found = runs_.found;
     const int complete = last ? __popc(heads) : max(__popc(heads) - 1, 0);
@@ -81,8 +82,6 @@ class RunSearch {
     }
     __syncwarp();
   }
-
-  static constexpr unsigned kEveryLane = 0xffffffffu;
 
   const WorkTables &tables_;
   const WorkItem &item_;

@@ -3,7 +3,7 @@
 // block serves 192 of them.
 #pragma once
 
-#include "softmax.cuh"
+#include "lanes.cuh"
 #include "tile_scheduler.cuh"
 
 namespace svdit {

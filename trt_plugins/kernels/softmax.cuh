@@ -2,11 +2,9 @@
 // register 4 i + 2 r + c of a thread holds row (lane / 4 + 8 r), column 8 i + 2 (lane % 4) + c.
 #pragma once
 
-#include <cstdint>
+#include "lanes.cuh"
 
 namespace svdit {
-
-constexpr uint32_t kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

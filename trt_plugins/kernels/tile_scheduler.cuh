@@ -1,6 +1,7 @@
 // Which query rows a thread block works on next: one warp draws items from a queue and decodes them.
 #pragma once
 
+#include "lanes.cuh"
 #include "work_item.cuh"
 
 namespace svdit {
@@ -49,7 +50,7 @@ class Queue {
     }
     int drawn = 0;
     if (threadIdx.x % 32 == 0) drawn = atomicAdd(counter_, 1);
-    return gridDim.x + __shfl_sync(0xffffffffu, drawn, 0);
+    return gridDim.x + __shfl_sync(kAllLanes, drawn, 0);
   }
 
   const WorkTables &tables_;

@@ -20,6 +20,8 @@ FULL, SKIP = 0, 1
 HEAD_SHIFT = 16
 """A work item is (head << HEAD_SHIFT) | query tile."""
 NO_WORK = -1
+NEIGHBOURS = 128
+"""Work items that a large GPU has in hand at once, about."""
 TAIL_PERCENT = 3
 """Part of a layer's work, at its end, that is sorted longest item first to even out the finish."""
 
@@ -125,11 +127,30 @@ class _Shape:
         for q, row in enumerate(np.packbits(self.mask, axis=1)):
             groups.setdefault(row.tobytes(), []).append(q)
         order = np.array([q for group in groups.values() for q in group])
-        return order, self.tiling.kept_pairs(self.mask)[order]
+        pairs = self.tiling.kept_pairs(self.mask)
+        if self._is_scattered(order):
+            order = order[np.argsort(-(pairs // self.tiling.sizes)[order], kind="stable")]
+        return order, pairs[order]
+
+    def _is_scattered(self, order: np.ndarray) -> bool:
+        """Whether items in hand at the same time keep, together, more than half of all key tiles.
+
+        They find each other's keys in the cache only while they walk the sequence side by side. So they should start
+        and end together: lists of about one length.
+        """
+        if len(order) <= NEIGHBOURS:
+            return False
+        together = np.logical_or.reduceat(self.mask[order], range(0, len(order), NEIGHBOURS), axis=0)
+        return bool(together.mean() > 0.5)
 
     @cached_property
     def work(self) -> int:
         return int(self.items[1].sum())
+
+
+def launch_order(tiling: Tiling, mask: np.ndarray) -> np.ndarray:
+    """int [nT]: query tiles of one head with a bool [nT, nT] mask, as `work_order` has them but for its tail."""
+    return _Shape(tiling, mask).items[0]
 
 
 def _work_order(shapes: list[_Shape], head_pattern: np.ndarray, num_tiles: int) -> np.ndarray:

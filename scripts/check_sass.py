@@ -60,15 +60,15 @@ def defects(name: str, code: list[str]) -> list[str]:
 
 
 def _late_exponentials(code: list[str]) -> list[str]:
-    """Between the wait for the scores and the wait for the output: a block's exponentials."""
+    """Between the wait for the scores and the wait for the output: half of a block's exponentials."""
     waits = [i for i, text in enumerate(code) if "WARPGROUP.DEPBAR" in text]
     first = [i for i in waits if "0x1" in code[i].split(",")[-1]]
     found = []
     for i in first:
         after = next((j for j in waits if j > i), len(code))
         count = sum("MUFU.EX2" in text for text in code[i:after])
-        if count < 64:
-            found.append(f"{count} exponentials before the wait for the output; 64 expected")
+        if count < 32:
+            found.append(f"{count} exponentials before the wait for the output; 32 expected")
     return found
 
 

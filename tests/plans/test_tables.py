@@ -148,6 +148,24 @@ def test_work_order_follows_the_rule_exactly(plan_and_tables):
         assert order.tolist() == order_by_the_rule(data, tables, heads)
 
 
+@pytest.mark.parametrize("density", [0.005, 0.1])
+def test_scattered_lists_are_sorted_by_length(density):
+    """300 frames of one tile. At 0.1, 128 lists keep nearly all tiles between them; at 0.005, about half."""
+    kept = np.random.default_rng(0).random((300, 300)) < density
+    kept[7] = kept[211]
+    plan = plan_of({"t": Tiles.from_mask(kept)}, ["t"], grid=(300, 2, 2))
+    tile = tables_of(plan).work_order[0][0]
+    lists = [row.tobytes() for row in kept]
+    queries = sorted(range(300), key=lambda q: (lists.index(lists[q]), q))
+    groups = [kept[queries[i : i + 128]].any(0).mean() for i in (0, 128, 256)]
+    if np.mean(groups) > 0.5:
+        queries.sort(key=lambda q: -kept[q].sum())
+    assert (np.mean(groups) > 0.5) == (density == 0.1)
+    tail = 280
+    assert tile[:tail].tolist() == queries[:tail]
+    assert np.flatnonzero(tile == 211) == np.flatnonzero(tile == 7) + 1
+
+
 def plan_of(patterns, rows, grid=(4, 6, 6)):
     geometry = Geometry(grid, 0, "none", 1, len(rows), 64)
     return Plan("test", geometry, (1, 8, 16), patterns, (Stage(1.0, (tuple(rows),)),))

@@ -1,13 +1,14 @@
 // What a math warpgroup does with the stream of key blocks: 64 query rows, one block after the other.
 #pragma once
 
+#include "sm80_mma.cuh"
 #include "sm90_pipeline.cuh"
 #include "sm90_producer.cuh"
 
 namespace svdit {
 
 // The warpgroups take turns on the tensor cores. Per block j of the stream: S(j) = Q K(j)^T and O += P(j-1) V(j-1) are
-// issued together; the softmax of S(j) then runs under the other warpgroup's products.
+// issued together. The softmax of S(j) runs under the products of the others and, its first half, under O += P(j-1) V(j-1).
 template <typename Config>
 class Sm90Consumer {
   using T = typename Config::Element;
@@ -81,26 +82,68 @@ class Sm90Consumer {
     for (int i = 0; i < kHeadDim / 2; ++i) output_[i] *= softmax_.rescale[i / 2 % 2];
   }
 
-  template <typename OnRenewed>
-  __device__ __forceinline__ bool softmax(float (&scores)[64], int block, OnRenewed &&on_renewed) {
-#ifdef SVDIT_WHATIF_NO_SOFTMAX
-    softmax_.sum[0] = softmax_.sum[1] = 1.0f;
-    return false;
-#else
-    const int columns = block & kBlockRowsMask;
-    if (__any_sync(kAllLanes, columns != kBlockRows)) mask_columns(scores, columns);
-    return softmax_.update(scores, on_renewed);
-#endif
+  __device__ __forceinline__ void mask_short_block() {
+    const int columns = block_ & kBlockRowsMask;
+    if (__any_sync(kAllLanes, columns != kBlockRows)) mask_columns(scores_, columns);
   }
 
-  __device__ __forceinline__ int read_block(uint32_t stage) {
-    return *const_cast<volatile int *>(&control_.block[stage]);
+  // What is left when the scores are weights: P, and their sums. Frees the stage of K.
+  __device__ __forceinline__ void finish_softmax(uint32_t stage) {
+    convert(scores_);
+    if (!softmax_.is_settled()) {
+      renew_reference(stage);
+      convert(scores_);
+    }
+    arrive(control_.keys_empty[stage]);
+    softmax_.add_block();
+  }
+
+  // For weights that may be large.
+  __device__ __forceinline__ void renew_reference(uint32_t stage) {
+    float top[2];
+    if (!softmax_.largest(scores_, top)) {
+      recompute_scores(stage);
+      mask_short_block();
+      softmax_.raise(scores_);
+      softmax_.template weigh<0>(scores_);
+      softmax_.template weigh<1>(scores_);
+      rescale_output();
+    } else if (softmax_.renew(scores_, top)) {
+      rescale_output();
+    }
+    softmax_.renew_limit();
+  }
+
+  // S of the block in this stage once more, by one warp alone: the others of its warpgroup may not need it.
+  __device__ __forceinline__ void recompute_scores(uint32_t stage) {
+    const int lane = threadIdx.x % 32;
+    const uint32_t query = shared_ + Config::kQuery + query_slot_ * Config::kQueryBytes + warpgroup_ * Config::kSliceBytes +
+                           (threadIdx.x / 32 % 4 * 16 + lane % 16) * 128;
+    const uint32_t keys = shared_ + Config::kKeys + stage * Config::kBlockBytes + (lane / 16 * 8 + lane % 8) * 128;
+    const uint32_t query_chunk = (lane / 16) ^ (lane % 8);
+    const uint32_t key_chunk = (lane / 8 % 2) ^ (lane % 8);
+#pragma unroll
+    for (int i = 0; i < 64; ++i) scores_[i] = 0.0f;
+#pragma unroll 1
+    for (int k = 0; k < kHeadDim / 16; ++k) {
+      uint32_t a[4];
+      sm80::load_matrices(a, query + k / 4 * Config::kSliceHalfBytes + ((query_chunk ^ (k % 4 * 2)) << 4));
+#pragma unroll
+      for (int n = 0; n < kBlockRows / 16; ++n) {
+        uint32_t b[4];
+        sm80::load_matrices(b, keys + k / 4 * Config::kHalfBytes + n * 16 * 128 + ((key_chunk ^ (k % 4 * 2)) << 4));
+        sm80::mma<T>(scores_ + 8 * n, a, b[0], b[1]);
+        sm80::mma<T>(scores_ + 8 * n + 4, a, b[2], b[3]);
+      }
+    }
+    __syncwarp();
   }
 
   // Stores the output of the item whose Q is in this slot, and starts the next with zeros.
   __device__ __forceinline__ void finish_item(int slot, const float (&sum)[2]) {
     const volatile QueryRows &query = control_.query[slot][warpgroup_];
-    const QueryRows where{query.first_row, query.rows, query.head, query.batch};
+    QueryRows where{0, 0, 0, 0};  // for the thread that stores
+    if (threadIdx.x % 32 == 0) where = QueryRows{query.first_row, query.rows, query.head, query.batch};
     arrive(control_.query_empty[slot]);
     const uint32_t staging = shared_ + Config::kOutput + warpgroup_ * Config::kSliceBytes;
     store_output<T, kHeadDim>(output_, sum, staging, &params_.output_map, where, kStore + warpgroup_);
@@ -123,7 +166,7 @@ class Sm90Consumer {
 
   __device__ __forceinline__ bool first_block() {
     sm90::barrier_wait(sm90::shared_address(&control_.keys_full[0]), 0);
-    block_ = read_block(0);
+    block_ = from_first_lane(read_by_first_lane(control_.block[0]));
     if (block_ & kBlockIsStop) return false;
     if (kMayIdle) block_ |= idle_mark();
     sm90::hold(scores_);
@@ -131,9 +174,11 @@ class Sm90Consumer {
     issue_scores(scores_, 0);
     sm90::mma_wait<0>();
     sm90::hold(scores_);
-    arrive(control_.keys_empty[0]);
-    softmax(scores_, block_, [] {});
-    convert(scores_);
+    mask_short_block();
+    softmax_.raise(scores_);
+    softmax_.template weigh<0>(scores_);
+    softmax_.template weigh<1>(scores_);
+    finish_softmax(0);
     return true;
   }
 
@@ -159,12 +204,13 @@ class Sm90Consumer {
       query_low_ ^= query_flip();
     }
     sm90::barrier_wait(sm90::shared_address(&control_.keys_full[kStage]), parity_);
-    const int before = block_;
-    block_ = read_block(kStage);
-    if (kMayIdle) block_ |= opens_item ? idle_mark() : before & kBlockIsIdle;
+    const int block = read_by_first_lane(control_.block[kStage]);
+    int idle = 0;
+    if (kMayIdle) idle = opens_item ? idle_mark() : block_ & kBlockIsIdle;
     take_turn();
-    if (kMayIdle && (block_ & kBlockIsIdle) != 0 && !opens_item) {
+    if (kMayIdle && idle != 0 && !opens_item) {
       give_turn();
+      block_ = from_first_lane(block) | idle;
       arrive(control_.keys_empty[kStage]);
       sm90::barrier_wait(sm90::shared_address(&control_.values_full[previous]), previous_parity);
       arrive(control_.values_empty[previous]);
@@ -178,49 +224,34 @@ class Sm90Consumer {
     sm90::mma_fence();
     issue_output(previous);
     give_turn();
-    if constexpr (Config::kSlices == 2) {
-      overlapped_softmax(kStage, previous, opens_item);
-    } else {
-      plain_softmax(kStage, previous, opens_item);
-    }
-    convert(scores_);
+    block_ = from_first_lane(block) | idle;
+    softmax(kStage, previous, opens_item);
     return (block_ & kBlockIsStop) == 0;
   }
 
-  // The softmax of S runs under this warpgroup's own product, too.
-  __device__ __forceinline__ void overlapped_softmax(uint32_t stage, uint32_t previous, bool opens_item) {
+  // Half of the exponentials run under this warpgroup's own product, too. P takes the registers that it reads: the other half
+  // comes behind it, and P's conversion among them.
+  __device__ __forceinline__ void softmax(uint32_t stage, uint32_t previous, bool opens_item) {
     sm90::mma_wait<1>();
     sm90::hold(scores_);
-    arrive(control_.keys_empty[stage]);
+    mask_short_block();
     float finished[2];
     if (opens_item) {
       finished[0] = softmax_.sum[0];
       finished[1] = softmax_.sum[1];
       softmax_.start();
+      softmax_.raise(scores_);
     }
-    const bool rescale = softmax(scores_, block_, [] {});
+    softmax_.template weigh<0>(scores_);
     sm90::hold(scores_);
     if (opens_item) {
       finish_products(previous);
       finish_item(query_slot_ ^ 1, finished);
     } else {
       finish_products(previous);
-      if (rescale) rescale_output();
     }
-  }
-
-  // With two other warpgroups to fill the tensor cores. The weights are free in the softmax: 32 registers less.
-  __device__ __forceinline__ void plain_softmax(uint32_t stage, uint32_t previous, bool opens_item) {
-    sm90::mma_wait<0>();
-    sm90::hold(scores_);
-    sm90::hold(output_);
-    arrive(control_.keys_empty[stage]);
-    arrive(control_.values_empty[previous]);
-    if (opens_item) {
-      finish_item(query_slot_ ^ 1, softmax_.sum);
-      softmax_.start();
-    }
-    softmax(scores_, block_, [this] { rescale_output(); });
+    softmax_.template weigh<1>(scores_);
+    finish_softmax(stage);
   }
 
   // Waits for O. Called on both sides of a branch: a wait in the same basic block as the exponentials would be
@@ -235,8 +266,7 @@ class Sm90Consumer {
   // Two of three warpgroups suffice for an item of one tile. The third then multiplies nothing but its first block,
   // which comes with the last product of the item before.
   __device__ __forceinline__ int idle_mark() {
-    const volatile QueryRows &query = control_.query[query_slot_][warpgroup_];
-    return query.rows <= 0 ? kBlockIsIdle : 0;
+    return from_first_lane(read_by_first_lane(control_.query[query_slot_][warpgroup_].rows)) <= 0 ? kBlockIsIdle : 0;
   }
 
   // What the descriptors of the two Q slots differ in.

@@ -21,7 +21,7 @@ struct Sm90Config {
   static_assert(sizeof(Element_) == 2, "the sm_90 kernel takes 16-bit types");
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kStages = kHeadDim == 128 ? 2 : 4;
+  static constexpr int kStages = 2;
   static constexpr int kQuerySlots = 2;
   static constexpr int kSlices = kHeadDim == 128 ? 2 : 3;  // math warpgroups
   static constexpr int kMathThreads = kSlices * 128;

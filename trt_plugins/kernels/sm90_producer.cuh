@@ -28,8 +28,8 @@ __device__ __forceinline__ void init_barriers(Control<Config> &control) {
     sm90::barrier_init(sm90::shared_address(&control.values_empty[i]), kMathWarps);
   }
   for (int i = 0; i < Config::kQuerySlots; ++i) sm90::barrier_init(sm90::shared_address(&control.query_empty[i]), kMathWarps);
-  sm90::barrier_init(sm90::shared_address(&control.item_full), 1);
-  sm90::barrier_init(sm90::shared_address(&control.item_empty), 1);
+  sm90::barrier_init(sm90::shared_address(&control.item_full), kLanes);
+  sm90::barrier_init(sm90::shared_address(&control.item_empty), kLanes);
   sm90::barrier_init_fence();
 }
 
@@ -48,8 +48,7 @@ __device__ __forceinline__ void schedule(const Sm90Params &params, Control<Confi
     control.chunk[lane] = rows;
     if (lane < Config::kSlices) control.slices[lane] = slice;
     if (lane == 0) control.item = item;
-    __syncwarp();
-    if (lane == 0) sm90::barrier_arrive(sm90::shared_address(&control.item_full));
+    sm90::barrier_arrive(sm90::shared_address(&control.item_full));
     if (item.rows == 0) return;
   }
 }
@@ -67,6 +66,7 @@ class Sm90Producer {
   __device__ __forceinline__ void run() {
     uint32_t parity = 0;
     while (true) {
+      sm90::barrier_wait(sm90::shared_address(&control_.query_empty[query_slot_]), query_parity_ ^ 1);
       sm90::barrier_wait(sm90::shared_address(&control_.item_full), parity);
       parity ^= 1;
       if (control_.item.rows == 0) break;
@@ -78,9 +78,10 @@ class Sm90Producer {
  private:
   // The scheduler may replace control_.item as soon as it is asked for the next; control_.current is this warp's own.
   __device__ __forceinline__ void feed() {
-    sm90::barrier_wait(sm90::shared_address(&control_.query_empty[query_slot_]), query_parity_ ^ 1);
-    if (lane_ == 0) control_.current = control_.item;
-    if (lane_ < Config::kSlices) control_.query[query_slot_][lane_] = control_.slices[lane_];
+    if (lane_ == 0) {
+      control_.current = control_.item;
+      for (int i = 0; i < Config::kSlices; ++i) control_.query[query_slot_][i] = control_.slices[i];
+    }
     Rows chunk = control_.chunk[lane_];
     __syncwarp();
     const int num_ranges = item().num_ranges;
@@ -99,7 +100,7 @@ class Sm90Producer {
       Rows block;
       while (stream.pop(range, at_end, block)) emit(block, at_end && stream.is_empty());
       if (!requested && (i >= request_at || at_end)) {
-        if (lane_ == 0) sm90::barrier_arrive(sm90::shared_address(&control_.item_empty));
+        sm90::barrier_arrive(sm90::shared_address(&control_.item_empty));
         requested = true;
       }
       if (at_end) break;
@@ -133,30 +134,32 @@ class Sm90Producer {
     __syncwarp();
   }
 
-  // K of this block, then V of the one before: the order in which the consumers need them.
+  // V of the block before, then K of this one: the order in which the consumers free their stages.
   __device__ __forceinline__ void emit(Rows block, bool last) {
+    if (!opens_item_) load_values();
     const int stage = count_ % kStages;
     const uint32_t full = sm90::shared_address(&control_.keys_full[stage]);
     sm90::barrier_wait(sm90::shared_address(&control_.keys_empty[stage]), (count_ / kStages & 1) ^ 1);
 #ifdef SVDIT_WHATIF_ONE_TILE
     block = Rows{0, block.end - block.begin};
 #endif
-    if (opens_item_ && lane_ < Config::kSlices) load_query(full);
-    __syncwarp();
     if (lane_ == 0) {
       control_.block[stage] = (block.end - block.begin) | (last ? kBlockIsLast : 0);
       sm90::barrier_arrive_expect(full, Config::kBlockBytes + (opens_item_ ? Config::kQueryBytes : 0));
+    }
+    __syncwarp();
+    if (opens_item_ && lane_ < Config::kSlices) load_query(full);
+    if (lane_ == 0) {
       sm90::load_box_4d(shared_ + Config::kKeys + stage * Config::kBlockBytes, &params_.key_map, full, sm90::Keep::kNormal, 0,
                         block.begin, item().head * (Config::kHeadDim / 64), item().batch);
     }
     __syncwarp();
-    if (!opens_item_) load_values();
     if (lane_ == 0) control_.previous = block;
     opens_item_ = false;
     ++count_;
   }
 
-  // One slice a lane. Bytes may arrive before the barrier is told to expect them.
+  // One slice a lane.
   __device__ __forceinline__ void load_query(uint32_t full) {
     const volatile QueryRows &slice = control_.query[query_slot_][lane_];
     sm90::load_box_4d(shared_ + Config::kQuery + query_slot_ * Config::kQueryBytes + lane_ * Config::kSliceBytes,

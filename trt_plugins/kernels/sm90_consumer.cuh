@@ -13,7 +13,7 @@ template <typename Config>
 class Sm90Consumer {
   using T = typename Config::Element;
   static constexpr int kHeadDim = Config::kHeadDim;
-  static constexpr int kStages = Config::kStages;
+  static_assert(Config::kStages == 2, "run() has one step for each stage");
   static constexpr bool kMayIdle = Config::kSlices > 2;
 
  public:
@@ -33,7 +33,7 @@ class Sm90Consumer {
   __device__ __forceinline__ void run() {
     if (warpgroup_ == Config::kSlices - 1) give_turn();
     if (!first_block()) return;
-    while (steps<1>()) {
+    while (step<1>()) {
       parity_ ^= 1;
       if (!step<0>()) break;
     }
@@ -182,21 +182,10 @@ class Sm90Consumer {
     return true;
   }
 
-  // The blocks of this stage and those behind it.
-  template <int kStage>
-  __device__ __forceinline__ bool steps() {
-    if (!step<kStage>()) return false;
-    if constexpr (kStage + 1 < kStages) {
-      return steps<kStage + 1>();
-    } else {
-      return true;
-    }
-  }
-
   // One block. Returns false when it was the stop mark; its scores are then of stale data, and unused.
   template <int kStage>
   __device__ __forceinline__ bool step() {
-    constexpr int previous = (kStage + kStages - 1) % kStages;
+    constexpr int previous = 1 - kStage;
     const uint32_t previous_parity = kStage == 0 ? parity_ ^ 1 : parity_;
     const bool opens_item = (block_ & kBlockIsLast) != 0;
     if (opens_item) {

@@ -1,6 +1,6 @@
 // Block-sparse attention forward for Hopper: one persistent thread block per multiprocessor, a producer warp
 // that feeds key and value blocks through the copy engine, a scheduler warp that draws work one item ahead,
-// and two warpgroups of 64 query rows each.
+// and two or three warpgroups of 64 query rows each.
 #pragma once
 
 #include "sm90_consumer.cuh"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from svdit.plans.cost import CostModel, gathered_keys
+from svdit.plans.cost import CostModel, HeadWork, head_work
 from svdit.plans.errors import complain
 from svdit.plans.fields import number, one_of
 from svdit.plans.geometry import Geometry
@@ -100,9 +100,15 @@ def _by_step(weights: np.ndarray) -> np.ndarray:
 
 
 def sampling_deviation(
-    measured: Measurement, weights: np.ndarray, segments: list[Segment], normaliser: str = "layer"
+    measured: Measurement,
+    weights: np.ndarray,
+    segments: list[Segment],
+    normaliser: str = "layer",
+    slopes: np.ndarray | float = 1.0,
 ) -> float | None:
     """Standard error of a choice's weighted error that comes from sampling query tiles; None: not known.
+
+    slopes [S]: by which errors of steps count in what this is the error of.
 
     Heads of a layer were measured on the same tiles and are taken as wholly dependent; layers and steps drew theirs
     independently.
@@ -112,13 +118,19 @@ def sampling_deviation(
     one = replace(measured, error=measured.deviation)
     table = weighted_errors(one, weights, normaliser)
     chosen = [np.take_along_axis(table[s.start : s.stop], s.choice[None, ..., None], -1).sum((2, 3)) for s in segments]
-    return float(np.sqrt(sum(np.square(part).sum() for part in chosen)))
+    by_layer = np.concatenate(chosen) * np.reshape(slopes, (-1, 1))
+    return float(np.sqrt(np.square(by_layer).sum()))
 
 
 def combined_error(by_step: np.ndarray, coherence: np.ndarray) -> float:
     """The error of a whole plan from those of its steps [S], under coherence [S, S]."""
     amplitude = np.sqrt(by_step)
     return float(amplitude @ coherence @ amplitude)
+
+
+def tangent(by_step: np.ndarray, coherence: np.ndarray) -> np.ndarray:
+    """[S] slopes of the combined error at errors [S], not all 0; their product, summed, is the combined error."""
+    return coherence @ np.sqrt(by_step) / np.sqrt(np.maximum(by_step, SMALL * by_step.max()))
 
 
 def errors_by_step(table: np.ndarray, segments: list[Segment]) -> np.ndarray:
@@ -147,10 +159,9 @@ def optimise_coherent(
             if best is not None and aim >= (best[1] if limit is None else best[0].cost) * (1 - ENOUGH):
                 break
             best = found, combined
-        amplitude = np.sqrt(np.maximum(by_step, SMALL * by_step.max()))
-        if not amplitude.any():
+        if not by_step.any():
             break
-        slopes = coherence @ amplitude / amplitude
+        slopes = tangent(by_step, coherence)
     assert best is not None  # the second round keeps to the limit of its tangent, and so to the limit
     return best
 
@@ -282,16 +293,16 @@ def budget_plan(
 def mode_ms(cost: CostModel, measured: Measurement, tiling: Tiling) -> np.ndarray:
     """[L, H, M + 1] milliseconds of every mode of every head in one pass, `full` last."""
     density = mode_density(measured)
-    if not cost.gather_ms:
-        return cost.heads_ms(density)
-    keys = np.ones(density.shape)
+    if not (cost.gather_ms or cost.counts_kernel_work):
+        return cost.heads_ms(HeadWork(density))
+    milliseconds = np.full(density.shape, float(cost.heads_ms(cost.full)))
     known: dict[Pattern, float] = {}
     for layer, head, mode in np.ndindex(*measured.sparsity.shape):
         pattern = measured.pattern(mode, layer, head)
         if pattern not in known:
-            known[pattern] = gathered_keys(tiling, tiling.mask(pattern))
-        keys[layer, head, mode] = known[pattern]
-    return cost.heads_ms(density, keys)
+            known[pattern] = float(cost.heads_ms(head_work(tiling, [tiling.mask(pattern)]))[0])
+        milliseconds[layer, head, mode] = known[pattern]
+    return milliseconds
 
 
 def _for_speedup(error: np.ndarray, cost: CostModel, heads: np.ndarray, speedup: float, max_stages: int) -> Budget:
@@ -318,4 +329,3 @@ def predicted(cost: CostModel, heads: np.ndarray, segments: list[Segment]) -> di
         "scope": "attention" if cost.rest_ms is None else "model",
         **cost.record(),
     }
-

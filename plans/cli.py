@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from svdit.plans import registry, report
+from svdit.plans import listing, registry
 from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import SvditError
 from svdit.plans.fit_cli import fit
 from svdit.plans.flops import mean_density
-from svdit.plans.report_cli import report as report_command
+from svdit.plans.report.cli import report
 from svdit.plans.schema import read_plan
 from svdit.plans.template_cli import template
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 main.add_command(template)
 main.add_command(fit)
-main.add_command(report_command)
+main.add_command(report)
 
 
 @main.command()
@@ -39,7 +39,7 @@ main.add_command(report_command)
 def show(plan: Path, png: Path | None, json_file: Path | None) -> None:
     """Print patterns, density and FLOP ratio (dense over plan) by stage and layer."""
     found = read_plan(plan)
-    table, figures = report.text(found), report.figures(found)
+    table, figures = listing.text(found), listing.figures(found)
     if png is not None:
         from svdit.plans.picture import write_png
 
@@ -93,7 +93,7 @@ def diff(context: click.Context, first: Path, second: Path, limit: int, json_fil
     Names of patterns, unused definitions and provenance do not count.
     """
     plans = read_plan(first), read_plan(second)
-    changes = report.changes(*plans)
+    changes = listing.changes(*plans)
     density = [mean_density(plan) for plan in plans]
     rows = [{"where": change.where, "first": change.first, "second": change.second} for change in changes]
     write_json(json_file, {"same": not changes, "density": density, "differences": rows})

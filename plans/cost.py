@@ -1,13 +1,15 @@
 """What a denoiser pass with a plan costs, from the latency table of a GPU or CPU (docs/search.md).
 
-The time of an attention layer is `launch + sum over heads (item + pair * density + gather * gathered)`; a head that
-skips costs nothing. `gathered` counts the keys that are fetched for each list of key tiles, as the portable graphs do.
+The time of an attention layer is a launch and a sum over heads; a head that skips costs nothing. Terms of a head are
+its query blocks and kept pairs, for the portable graphs the keys that are fetched for each list of key tiles, for the
+CUDA kernel its items, steps and slices (`plans.kernel_work`) in place of blocks and pairs.
 The terms are fitted to the rows of the table that have the model's head size. Where there is none, a share of the peak
 rate takes their place, and the result says that it is an estimate. Times are milliseconds of one pass at batch 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +21,7 @@ from svdit.plans.fields import array, header, integer, number, record, shown, st
 from svdit.plans.files import parse_json, read_text
 from svdit.plans.flops import MATRIX_WEIGHTS
 from svdit.plans.geometry import Geometry
+from svdit.plans.kernel_work import kernel_work
 from svdit.plans.numbers import significant
 from svdit.plans.tiles import Tiling
 
@@ -30,15 +33,34 @@ MATRIX_SHARE = 0.7
 """Part of the peak rate that the matrix products outside attention are assumed to reach."""
 REACH = 2.0
 """How far beyond the measured token counts a fit still counts as measured."""
+APART = 1.25
+"""How far steps and slices must differ among the rows for both to have a price."""
 TILE = 128
 ROW_KEYS = ("case", "batch", "tokens", "heads", "head_dim", "density", "latency_ms")
+ROW_OPTIONAL = ("gathered", "items", "steps", "slices")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadWork:
+    """What heads ask of a machine: numbers or arrays of one shape.
+
+    density   kept share of the query-key pairs; 0: the head skips
+    gathered  keys fetched, over the N tokens (`gathered_keys`)
+    items, steps, slices  of the kernel, as `plans.kernel_work` counts them; steps and slices None: as density
+    """
+
+    density: np.ndarray | float
+    gathered: np.ndarray | float = 1.0
+    items: np.ndarray | float = 1.0
+    steps: np.ndarray | float | None = None
+    slices: np.ndarray | float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """One timed attention layer: `density` kept of all batch * heads * tokens^2 pairs.
 
-    `gathered` (see `gathered_keys`) is the mean over its heads; None where the table does not say.
+    gathered, and items, steps, slices, as in HeadWork, are means over its heads; None where the table does not say.
     """
 
     batch: int
@@ -48,16 +70,18 @@ class Row:
     density: float
     latency_ms: float
     gathered: float | None = None
+    items: float | None = None
+    steps: float | None = None
+    slices: float | None = None
 
     @property
-    def work(self) -> float:
-        """Floating point operations of the kept pairs."""
-        return 4.0 * self.batch * self.heads * self.head_dim * self.tokens**2 * self.density
-
-    @property
-    def items(self) -> int:
+    def blocks(self) -> float:
         """Query blocks of 128 rows over all heads."""
-        return self.batch * self.heads * -(-self.tokens // TILE)
+        return self.batch * self.heads * self.tokens / TILE
+
+    def pairs(self, share: float) -> float:
+        """Floating point operations of a share of all pairs."""
+        return 4.0 * self.batch * self.heads * self.head_dim * self.tokens**2 * share
 
     @property
     def fetched(self) -> float:
@@ -82,8 +106,9 @@ class Hardware:
 class CostModel:
     """Terms of one geometry on one machine, and where they come from: "measured", "extrapolated" or "roofline".
 
-    launch_ms  once a layer;  item_ms: a head that does not skip;  pair_ms: a full head's pairs
-    gather_ms  a head that gathers each key once
+    launch_ms  once a layer
+    item_ms    a head's query blocks;  pair_ms: its pairs if it is full;  gather_ms: it gathers each key once
+    step_ms, slice_ms  a head of N / 128 items in 1 as many steps, of 2 slices each
     rest_ms    everything outside attention, one pass; None where the model's products are not known
     residual   largest relative difference between the fit and its own rows
     """
@@ -99,16 +124,27 @@ class CostModel:
     rest_basis: str
     residual: float
     gather_ms: float = 0.0
+    step_ms: float = 0.0
+    slice_ms: float = 0.0
+    full: HeadWork = HeadWork(1.0)
 
     @property
     def estimated(self) -> bool:
         """Whether anything but measurements of this size went into it."""
         return {self.attention_basis, self.rest_basis} - {"none"} != {"measured"}
 
-    def heads_ms(self, density: np.ndarray, gathered: np.ndarray | float = 1.0) -> np.ndarray:
-        """Time of heads of these densities and gathered keys (any shape), the layer's launch left out."""
-        density = np.asarray(density, dtype=np.float64)
-        return np.where(density > 0, self.item_ms + self.pair_ms * density + self.gather_ms * gathered, 0.0)
+    @property
+    def counts_kernel_work(self) -> bool:
+        """Whether times depend on `plans.kernel_work`."""
+        return bool(self.step_ms or self.slice_ms)
+
+    def heads_ms(self, work: HeadWork) -> np.ndarray:
+        """Time of heads, the layer's launch left out."""
+        density = np.asarray(work.density, dtype=np.float64)
+        steps = density if work.steps is None else work.steps
+        slices = density if work.slices is None else work.slices
+        time = self.item_ms * work.items + self.pair_ms * density + self.gather_ms * work.gathered
+        return np.where(density > 0, time + self.step_ms * steps + self.slice_ms * slices, 0.0)
 
     @property
     def fixed_ms(self) -> float:
@@ -118,7 +154,7 @@ class CostModel:
     @property
     def dense_ms(self) -> float:
         """One pass with dense attention."""
-        return self.fixed_ms + self.layers * self.heads * (self.item_ms + self.pair_ms + self.gather_ms)
+        return self.fixed_ms + self.layers * self.heads * float(self.heads_ms(self.full))
 
     def record(self) -> dict[str, object]:
         """What a plan's provenance says about the model."""
@@ -163,31 +199,54 @@ def read_hardware(name: str | Path) -> Hardware:
 def cost_model(hardware: Hardware, model: str, geometry: Geometry) -> CostModel:
     """Fit the terms for one geometry. Raises SvditError where the table has neither rows nor a peak rate for it."""
     rows = [row for row in hardware.rows if row.head_dim == geometry.head_dim]
-    work = 4.0 * geometry.tokens**2 * geometry.head_dim
+    one = Row(1, geometry.tokens, 1, geometry.head_dim, 1.0, 1.0, gathered=1.0)
+    residual = 0.0
     if rows:
-        launch, item, rate, gather, residual = _fit(rows)
+        prices, residual = _fit(rows)
         tokens = [row.tokens for row in rows]
         near = min(tokens) / REACH <= geometry.tokens <= max(tokens) * REACH
         basis = "measured" if near else "extrapolated"
     elif hardware.peak_tflops is not None:
-        launch, item, rate, gather, residual = 0.0, 0.0, 1.0 / (hardware.peak_tflops * 1e9 * ATTENTION_SHARE), 0.0, 0.0
-        basis = "roofline"
+        prices, basis = {"pairs": 1.0 / (hardware.peak_tflops * 1e9 * ATTENTION_SHARE)}, "roofline"
     else:
         known = ", ".join(sorted({str(row.head_dim) for row in hardware.rows})) or "none"
         raise complain("hardware", f"{hardware.name} with rows for head_dim {known}", f"{geometry.head_dim}, or a peak")
     rest, rest_basis = _rest(hardware, model, geometry)
+
+    def price(name: str, amount: float) -> float:
+        return amount * prices.get(name, 0.0)
+
     return CostModel(
         hardware=hardware.name,
         layers=geometry.layers,
         heads=geometry.heads,
-        launch_ms=launch,
-        item_ms=item * -(-geometry.tokens // TILE),
-        pair_ms=work * rate,
+        launch_ms=price("launch", 1.0),
+        item_ms=price("items", one.blocks),
+        pair_ms=price("pairs", one.pairs(1.0)),
         rest_ms=rest,
         attention_basis=basis,
         rest_basis=rest_basis,
         residual=residual,
-        gather_ms=2.0 * geometry.tokens * geometry.head_dim * gather,
+        gather_ms=price("gather", one.fetched),
+        step_ms=price("steps", one.pairs(1.0)),
+        slice_ms=price("slices", one.pairs(1.0)),
+        full=full_head(geometry),
+    )
+
+
+def full_head(geometry: Geometry) -> HeadWork:
+    """Of dense attention, in any tiles."""
+    work = kernel_work(Tiling(geometry, (1, 1, 1)), np.ones((1, 1), dtype=bool))
+    return HeadWork(1.0, 1.0, work.items, work.steps, work.slices)
+
+
+def head_work(tiling: Tiling, masks: Sequence[np.ndarray]) -> HeadWork:
+    """Of bool [nT, nT] masks: arrays with an entry for each."""
+    kernel = [kernel_work(tiling, mask) for mask in masks]
+    return HeadWork(
+        np.array([tiling.density(mask) for mask in masks]),
+        np.array([gathered_keys(tiling, mask) for mask in masks]),
+        *(np.array([getattr(work, name) for work in kernel]) for name in ("items", "steps", "slices")),
     )
 
 
@@ -210,31 +269,38 @@ def _rest(hardware: Hardware, model: str, geometry: Geometry) -> tuple[float | N
     return operations / (hardware.peak_tflops * 1e9 * MATRIX_SHARE), "roofline"
 
 
-def _fit(rows: list[Row]) -> tuple[float, float, float, float, float]:
-    """(ms a launch, a query block, a floating point operation, a number gathered; largest relative residual).
+def _fit(rows: list[Row]) -> tuple[dict[str, float], float]:
+    """(ms of a unit of each term, largest relative residual); units: a launch, a query block or item, a floating point
+    operation of kept pairs, or of steps and slices, a number gathered.
 
     Least squares of relative errors, no term negative. A constant term needs rows whose work differs fourfold, and
-    more rows than terms; the terms by query blocks and by numbers gathered need the same of those.
+    more rows than terms; the terms by items and by numbers gathered need the same of those. Slices take the place of
+    pairs where the rows say them; steps count beside them where the two are not nearly proportional.
     """
     from scipy.optimize import nnls
 
     time = np.array([row.latency_ms for row in rows])
-    columns = {"work": np.array([row.work for row in rows])}
-    more = {
-        "launch": np.ones(len(rows)),
-        "items": np.array([float(row.items) for row in rows]),
-        "gather": np.array([row.fetched for row in rows]),
-    }
+    counted = all(row.slices is not None and row.steps is not None and row.items is not None for row in rows)
+    blocks = np.array([row.blocks * (row.items if counted else 1.0) for row in rows])
+    if counted:
+        columns = {"slices": np.array([row.pairs(row.slices) for row in rows])}
+        steps = np.array([row.pairs(row.steps) for row in rows])
+        ratio = steps / columns["slices"]
+        if ratio.max() >= APART * ratio.min():
+            columns["steps"] = steps
+    else:
+        columns = {"pairs": np.array([row.pairs(row.density) for row in rows])}
+    first = next(iter(columns.values()))
+    more = {"launch": np.ones(len(rows)), "items": blocks, "gather": np.array([row.fetched for row in rows])}
     for name, values in more.items():
-        spread = columns["work"] if name == "launch" else values
+        spread = first if name == "launch" else values
         if len(rows) > len(columns) + 1 and spread.max() >= 4 * spread.min() > 0:
             columns[name] = values
     scale = {name: values.max() for name, values in columns.items()}
     matrix = np.stack([values / scale[name] / time for name, values in columns.items()], axis=1)
     found = nnls(matrix, np.ones(len(rows)))[0]
-    terms = {name: x / scale[name] for name, x in zip(columns, found, strict=True)}
-    residual = float(np.abs(matrix @ found - 1).max())
-    return *(float(terms.get(name, 0.0)) for name in ("launch", "items", "work", "gather")), residual
+    prices = {name: float(x / scale[name]) for name, x in zip(columns, found, strict=True)}
+    return prices, float(np.abs(matrix @ found - 1).max())
 
 
 def _row(value: object, where: str) -> Row:
@@ -246,8 +312,8 @@ def _row(value: object, where: str) -> Row:
     counts = [integer(value[key], f"{where}.{key}", 1) for key in ("batch", "tokens", "heads", "head_dim")]
     density = _positive(value["density"], f"{where}.density")
     latency = _positive(value["latency_ms"], f"{where}.latency_ms")
-    gathered = _positive(value["gathered"], f"{where}.gathered") if "gathered" in value else None
-    return Row(*counts, density, latency, gathered)
+    more = {name: _positive(value[name], f"{where}.{name}") for name in ROW_OPTIONAL if name in value}
+    return Row(*counts, density, latency, **more)
 
 
 def _objects(data: dict, key: str, path: Path) -> list[dict]:

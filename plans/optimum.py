@@ -11,8 +11,12 @@ the two cannot be part of a better choice and are dropped. (3) What remains, a s
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -204,16 +208,17 @@ def _core(
     change = value[place, option] - value[place, best.choice[place]]
     ones = csr_matrix((np.ones(len(place)), (place, np.arange(len(place)))), shape=(len(value), len(place)))
     unit = 1.0 / (room or 1.0)  # both sides near 1, where the absolute tolerances of HiGHS (1e-6) are small
-    result = milp(
-        change / gap,
-        integrality=np.ones(len(place)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(ones, 1, 1),
-            LinearConstraint(csr_matrix(above[None] * unit), -np.inf, room * unit),
-        ],
-        options={"time_limit": time_limit, "mip_rel_gap": 0.0},
-    )
+    with _silent():
+        result = milp(
+            change / gap,
+            integrality=np.ones(len(place)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(ones, 1, 1),
+                LinearConstraint(csr_matrix(above[None] * unit), -np.inf, room * unit),
+            ],
+            options={"time_limit": time_limit, "mip_rel_gap": 0.0},
+        )
     if result.x is None:
         return None, dual.bound
     choice = best.choice.copy()
@@ -223,3 +228,20 @@ def _core(
         # Also a bound where rounding let the solver exceed the limit a little: it then solved an easier problem.
         return choice, float(value[np.arange(len(value)), choice].sum())
     return choice, max(dual.bound, best.value + result.mip_dual_bound * gap)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches the standard output: HiGHS (1.12, in scipy 1.17) prints a line of its own past all options."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

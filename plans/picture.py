@@ -11,7 +11,7 @@ import numpy as np
 
 from svdit.plans.files import write_atomic
 from svdit.plans.flops import pattern_density
-from svdit.plans.report import used_names
+from svdit.plans.listing import used_names
 from svdit.plans.schema import Plan
 
 if TYPE_CHECKING:

@@ -255,7 +255,7 @@ def plan_of_segments(
             row = []
             for head in range(num_heads):
                 mode = int(chosen[layer, head])
-                if mode == num_modes:
+                if mode == num_modes or measured.sparsity[layer, head, mode] == 0:  # measured columns may keep all
                     row.append("full")
                     continue
                 name, pattern = measured.name(mode, layer, head), measured.pattern(mode, layer, head)

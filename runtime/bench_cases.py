@@ -19,6 +19,10 @@ from svdit.plans.schema import Plan, Stage
 from svdit.plans.tables import Tables, tables_of
 
 BLOCK = 128
+LENGTHS = (16384, 32768, 65536, 118784, 237568, 480000)
+"""Tokens of the cases comb-N."""
+LISTS = (4, 8, 16, 32, 64, 128)
+"""Key tiles of every query tile in the cases list-N."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,50 @@ def mixed_layer() -> BenchCase:
     return BenchCase("mixed", geometry, (1, 8, 16), patterns, heads)
 
 
+def mixed_wan() -> BenchCase:
+    """Wan2.1 14B, 21 x 45 x 80 latent tokens; 8 full heads, 30 sparse ones, 2 skipped."""
+    patterns: dict[str, Pattern] = {
+        "diagonal": Diagonal(frames=2),
+        "multi_diagonal": MultiDiagonal(rows=1, cols=1),
+        "window": Diagonal(frames=4, rows=2, cols=1),
+        "stripe": Stripe(columns=((0, 30),)),
+    }
+    heads = ("full",) * 8 + ("diagonal",) * 10 + ("multi_diagonal",) * 8 + ("window",) * 8 + ("stripe",) * 4
+    geometry = Geometry((21, 45, 80), 0, "none", 1, 40, 128)
+    return BenchCase("mixed-wan", geometry, (1, 8, 16), patterns, (*heads, "skip", "skip"))
+
+
+def mixed_cogvideox() -> BenchCase:
+    """CogVideoX1.5, 226 text tokens and 11 x 48 x 85 latent ones; 6 full heads, 38 sparse ones, 4 skipped."""
+    patterns: dict[str, Pattern] = {
+        "diagonal": Diagonal(frames=1),
+        "multi_diagonal": MultiDiagonal(rows=1, cols=1),
+        "stripe": Stripe(columns=((0, 36),)),
+    }
+    heads = ("full",) * 6 + ("diagonal",) * 16 + ("multi_diagonal",) * 16 + ("stripe",) * 6 + ("skip",) * 4
+    return BenchCase("mixed-cog", Geometry((11, 48, 85), 226, "before", 1, 48, 64), (1, 8, 16), patterns, heads)
+
+
+def _small_tiles(name: str, patterns: dict[str, Pattern], heads: tuple[str, ...]) -> BenchCase:
+    """The heads of 16 rows of `tiny`: 9216 tokens in 144 tiles of 64."""
+    geometry = Geometry((16, 24, 24), 0, "none", 1, len(heads), 64)
+    return BenchCase(name, geometry, (4, 4, 4), patterns, heads)
+
+
+def mixed_small_tiles() -> BenchCase:
+    patterns = {
+        "diagonal": Diagonal(frames=1),
+        "multi_diagonal": MultiDiagonal(rows=1, cols=1),
+        "scattered": Tiles.from_mask(scattered(144, 0.2)),
+    }
+    heads = ("full",) * 16 + ("diagonal",) * 16 + ("multi_diagonal",) * 12 + ("scattered",) * 16 + ("skip",) * 4
+    return _small_tiles("mixed-tiles64", patterns, heads)
+
+
+def _uniform_small_tiles(name: str, pattern: Pattern) -> BenchCase:
+    return _small_tiles(name, {"kept": pattern}, ("kept",) * 64)
+
+
 def _sized(tokens: int) -> BenchCase:
     """Time against length: a comb of about 17 percent, or of a fixed number of tiles at 480k tokens."""
     tiles = tokens // BLOCK
@@ -132,8 +180,15 @@ _MAKERS = {
     "mixed": mixed_layer,
     "dense-d64": lambda: _uniform("dense-d64", 352, 48, 64, None),
     "comb-16-d64": lambda: _uniform("comb-16-d64", 352, 48, 64, comb(352, 32, 2)),
-    **{f"comb-{n}": (lambda n=n: _sized(n)) for n in (16384, 32768, 65536, 118784, 237568, 480000)},
-    **{f"list-{n}": (lambda n=n: _listed(n)) for n in (4, 8, 16, 32, 64, 128)},
+    "mixed-wan": mixed_wan,
+    "mixed-cog": mixed_cogvideox,
+    "dense-tiles64": lambda: _small_tiles("dense-tiles64", {}, ("full",) * 64),
+    "band-tiles64": lambda: _uniform_small_tiles("band-tiles64", Diagonal(frames=0)),
+    "comb-tiles64": lambda: _uniform_small_tiles("comb-tiles64", MultiDiagonal(rows=0, cols=1)),
+    "random-tiles64": lambda: _uniform_small_tiles("random-tiles64", Tiles.from_mask(scattered(144, 0.3))),
+    "mixed-tiles64": mixed_small_tiles,
+    **{f"comb-{n}": (lambda n=n: _sized(n)) for n in LENGTHS},
+    **{f"list-{n}": (lambda n=n: _listed(n)) for n in LISTS},
 }
 
 
@@ -146,6 +201,13 @@ def band_of(tiles: int, count: int) -> np.ndarray:
 
 TABLE = ("dense", "band-6", "comb-17", "random-40", "mixed", "dense-d64", "comb-16-d64")
 """The cases that the figures in docs/kernels.md are about."""
+MIXED = ("mixed", "mixed-wan", "mixed-cog", "mixed-tiles64")
+"""Layers of unlike heads, which a latency table should predict from its other rows."""
+SMALL_TILES = ("dense-tiles64", "band-tiles64", "comb-tiles64", "random-tiles64")
+SWEEP = (*(f"comb-{n}" for n in LENGTHS), *(f"list-{n}" for n in LISTS))
+"""Time against the length of the sequence and of the lists."""
+LATENCY = tuple(dict.fromkeys((*TABLE, *SWEEP, *SMALL_TILES, *MIXED)))
+"""The cases that a latency table is made of."""
 
 
 def case_names() -> list[str]:

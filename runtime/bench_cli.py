@@ -9,7 +9,7 @@ import click
 
 from svdit.plans.command import json_option, reports_mistakes, write_json
 from svdit.plans.errors import complain
-from svdit.runtime.bench_cases import TABLE, BenchCase, bench_case, case_names, dense_case, layer_case
+from svdit.runtime.bench_cases import LATENCY, TABLE, BenchCase, bench_case, case_names, dense_case, layer_case
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +59,7 @@ def _turn_options(rounds: int, seconds: float):
 
 @main.command()
 @click.option("--case", "cases", multiple=True, metavar="NAME", help="Case; repeat for more (default: the table).")
+@click.option("--latency", is_flag=True, help="The cases that a latency table of a GPU is made of.")
 @click.option("--list", "list_cases", is_flag=True, help="Name the cases and stop.")
 @_kernel_options
 @reports_mistakes
@@ -69,6 +70,7 @@ def attention(
     dtype: str,
     rounds: int,
     seconds: float,
+    latency: bool,
     list_cases: bool,
     json_file: Path | None,
 ) -> None:
@@ -77,9 +79,12 @@ def attention(
         click.echo("\n".join(case_names()))
         return
     implementations = _implementations(peers, libraries)
+    if cases and latency:
+        raise complain("--latency", "also --case", "one of the two")
+    chosen = LATENCY if latency else cases or TABLE
     for name in cases:
         bench_case(name)
-    _time_kernels([bench_case(name) for name in cases or TABLE], implementations, dtype, rounds, seconds, json_file)
+    _time_kernels([bench_case(name) for name in chosen], implementations, dtype, rounds, seconds, json_file)
 
 
 @main.command()
@@ -153,13 +158,14 @@ def step(
     seconds: float,
     json_file: Path | None,
 ) -> None:
-    """Time one denoiser call of bundles DIR... in each stage of the first one's plan."""
-    from svdit.runtime.bench_runners import activated, candidates, time_steps
+    """Time one denoiser call of bundles DIR... wherever a stage begins in any one's plan."""
+    from svdit.runtime.bench_runners import activated, candidates, stage_beginnings, time_steps
 
     found = candidates(bundles, backends, device=device, threads=threads)
-    begins = [0.0, *(stage.until for stage in found[0].bundle.plan.stages[:-1])]
     with activated(found):
-        cases = [(f"stage-{i}", time_steps(found, begin, rounds, seconds)) for i, begin in enumerate(begins)]
+        cases = [
+            (f"stage-{i}", time_steps(found, begin, rounds, seconds)) for i, begin in enumerate(stage_beginnings(found))
+        ]
     _report_runners(cases, rounds, seconds, json_file)
 
 

@@ -66,6 +66,11 @@ def candidates(
     return found
 
 
+def stage_beginnings(found: Sequence[Candidate]) -> list[float]:
+    """Where in the loop a stage of any plan begins: 0 first."""
+    return sorted({0.0, *(stage.until for c in found for stage in c.bundle.plan.stages[:-1])})
+
+
 def time_steps(found: Sequence[Candidate], position: float, rounds: int, seconds: float) -> list[dict[str, object]]:
     """Rows of one denoiser call each, in the stage in force at `position` of the loop, 0 <= position < 1."""
     calls = {c.name: _step_call(c.runner, c.stage_at(position)) for c in found}

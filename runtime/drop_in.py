@@ -81,7 +81,8 @@ class BundleTransformer(torch.nn.Module):
         self._seconds = 0.0
         self._told: tuple[int, int] | None = None
         self._signature = inspect.signature(getattr(diffusers, config["_class_name"]).forward)
-        self.register_buffer("_place", torch.empty(0), persistent=False)
+        # NOTE a parameter, since accelerate's offloading takes the device of a module's first one.
+        self._place = torch.nn.Parameter(torch.empty(0), requires_grad=False)
 
     @property
     def device(self) -> torch.device:

@@ -4,11 +4,12 @@
     bench_wide_models.py export FOLDER [--model NAME ...]      # anywhere, with svdit installed; some megabytes
     bench_wide_models.py run FOLDER --library libsvdit_onnxruntime.so --json out.json [--model NAME ...]
 
-`export` makes checkpoints of holes with true headers and plugin bundles of them, batch 1. The plan has one stage for
-each attention that is compared, so that one session, one copy of the weights and one captured CUDA graph run them all:
+`export` makes checkpoints of holes with true headers and plugin bundles of them. The plan has one stage for each
+attention that is compared, so that one session, one copy of the weights and one captured CUDA graph run them all:
   dense    all heads full
-  mixed    a quarter of the heads full, the others diagonal (frames=1) and multi-diagonal (rows=cols=1) in turn
-  bands    no head full
+  mixed    Wan: a quarter of the heads full, the others diagonal (frames=1) and multi-diagonal (rows=cols=1) in turn
+  bands    Wan: no head full
+  template CogVideoX1.5: the plan of speed_full_size.py
 `run` fills the holes with normal numbers scaled to keep activations finite, and times one denoiser call in every
 stage: the stages in turn for --rounds rounds, wall time of a call that ends when the GPU has finished, median. Then one
 call of each stage under torch's profiler: time of the GPU by kind of kernel, the share of the attention, and what the
@@ -26,6 +27,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +38,56 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from svdit.exporter.models import registry
 from svdit.plans.bundle import Bundle, read_bundle, weight_file
 from svdit.plans.flops import mean_density
+from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, MultiDiagonal
 from svdit.plans.schema import Plan, Stage
 
-CLASS = "WanTransformer3DModel"
-MODELS: dict[str, tuple[dict[str, int], tuple[int, int, int]]] = {
-    "wan-1.3b-480p": ({"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}, (21, 30, 52)),
-    "wan-14b-720p-4-layers": ({"num_layers": 4, "num_attention_heads": 40, "ffn_dim": 13824}, (21, 45, 80)),
-    "small": ({"num_layers": 2, "num_attention_heads": 4, "ffn_dim": 512, "text_dim": 64}, (5, 8, 16)),
+
+@dataclasses.dataclass(frozen=True)
+class Wide:
+    """A model to time: what differs from the published 14B or 5B, and the latent frames, rows and columns."""
+
+    model: str
+    changes: dict[str, int]
+    latent: tuple[int, int, int]
+    batch: int = 1
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The attentions that are compared."""
+        return ("dense", "mixed", "bands") if self.model == "wan2.1" else ("dense", "template")
+
+    def config(self) -> Any:
+        return dataclasses.replace(registry.adapter(self.model).published, **self.changes)
+
+
+SMALL_COG = {"num_layers": 2, "attention_head_dim": 16, "text_embed_dim": 64, "sample_height": 4, "sample_width": 4}
+MODELS = {
+    "wan-1.3b-480p": Wide("wan2.1", {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}, (21, 60, 104)),
+    "wan-14b-720p-4-layers": Wide("wan2.1", {"num_layers": 4}, (21, 90, 160)),
+    "cogvideox1.5": Wide("cogvideox1.5", {}, (22, 96, 170), batch=2),
+    "small": Wide(
+        "wan2.1", {"num_layers": 2, "num_attention_heads": 4, "ffn_dim": 512, "text_dim": 64}, (5, 16, 32)
+    ),
+    "small-cogvideox1.5": Wide("cogvideox1.5", SMALL_COG, (66, 4, 4), batch=2),
 }
-"""Name to what differs from Wan2.1 14B, and the token grid; `small` is for trying this script."""
-STAGES = ("dense", "mixed", "bands")
+"""The small ones are for trying this script."""
 
 
-def plan_of(name: str, checkpoint: Path) -> Plan:
-    """A third of the loop in each of STAGES, all layers alike."""
-    adapter = registry.adapter("wan2.1")
-    _, grid = MODELS[name]
-    geometry = dataclasses.replace(adapter.geometry(checkpoint), grid=grid)
+def plan_of(wide: Wide) -> Plan:
+    """An equal share of the loop in each of the stages."""
+    geometry = wide.config().geometry(wide.latent)
+    if wide.model == "wan2.1":
+        return wan_plan(geometry)
+    from full_size_models import template_plan
+
+    plan = template_plan(wide.model, geometry)
+    dense = Stage(0.5, (("full",) * geometry.heads,) * geometry.layers)
+    return dataclasses.replace(plan, stages=(dense, *plan.stages))
+
+
+def wan_plan(geometry: Geometry) -> Plan:
+    """All layers alike."""
     heads = range(geometry.heads)
     rows = (
         ("full",) * geometry.heads,
@@ -62,7 +96,8 @@ def plan_of(name: str, checkpoint: Path) -> Plan:
     )
     patterns = {"d": Diagonal(frames=1), "m": MultiDiagonal(rows=1, cols=1)}
     stages = tuple(Stage((i + 1) / len(rows), (row,) * geometry.layers) for i, row in enumerate(rows))
-    return Plan("wan2.1", geometry, adapter.default_tile(), patterns, stages, {"method": "template"})
+    tile = registry.adapter("wan2.1").default_tile()
+    return Plan("wan2.1", geometry, tile, patterns, stages, {"method": "template"})
 
 
 def export_model(name: str, folder: Path, precision: str) -> None:
@@ -70,11 +105,11 @@ def export_model(name: str, folder: Path, precision: str) -> None:
     from svdit.exporter.export import export
     from tests.exporter.sparse_files import save_sparse
 
-    config = dataclasses.asdict(registry.adapter("wan2.1").published)
-    config.update(MODELS[name][0])
-    checkpoint = save_sparse(folder / name / "checkpoint", CLASS, config)
-    out, plan = folder / name / "bundle", plan_of(name, checkpoint)
-    bundle = export("wan2.1", plan, out, checkpoint=checkpoint, precision=precision, batch=1)
+    wide = MODELS[name]
+    config = wide.config()
+    checkpoint = save_sparse(folder / name / "checkpoint", config.class_name, dataclasses.asdict(config))
+    out, plan = folder / name / "bundle", plan_of(wide)
+    bundle = export(wide.model, plan, out, checkpoint=checkpoint, precision=precision, batch=wide.batch)
     for weight in bundle.manifest.weights:
         (bundle.path / weight.file).unlink()
 
@@ -122,7 +157,7 @@ def feed_of(runner: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.to(runner.tensor_device) for name, tensor in feed.items()}
 
 
-def measure(runner: Any, bundle: Bundle, rounds: int) -> dict[str, Any]:
+def measure(runner: Any, bundle: Bundle, stages: Sequence[str], rounds: int) -> dict[str, Any]:
     """Times of all stages of an active runner."""
     feed = feed_of(runner)
     on_gpu = torch.device(runner.tensor_device).type == "cuda"
@@ -133,12 +168,12 @@ def measure(runner: Any, bundle: Bundle, rounds: int) -> dict[str, Any]:
             torch.cuda.synchronize()
         return out
 
-    for stage in range(len(STAGES)):
+    for stage in range(len(stages)):
         if not bool(torch.isfinite(call(stage)).all()):
             raise ValueError(f"stage {stage}: the prediction is not finite")
-    times: list[list[float]] = [[] for _ in STAGES]
+    times: list[list[float]] = [[] for _ in stages]
     for turn in range(rounds):
-        for stage in range(len(STAGES)) if turn % 2 == 0 else reversed(range(len(STAGES))):
+        for stage in range(len(stages)) if turn % 2 == 0 else reversed(range(len(stages))):
             begin = time.perf_counter()
             call(stage)
             times[stage].append(1e3 * (time.perf_counter() - begin))
@@ -150,7 +185,7 @@ def measure(runner: Any, bundle: Bundle, rounds: int) -> dict[str, Any]:
             "latency_ms_range": [round(f(times[stage]), 2) for f in (min, max)],
             "speedup": round(statistics.median(times[0]) / statistics.median(times[stage]), 4),
         }
-        for stage, name in enumerate(STAGES)
+        for stage, name in enumerate(stages)
     ]
     if on_gpu:
         add_profiles(rows, lambda stage: runner.infer_tensors(feed, stage))
@@ -165,7 +200,7 @@ def add_profiles(rows: list[dict[str, Any]], call: Any) -> None:
     """Where the time of one call of each stage goes, and what is left unexplained."""
     from svdit.runtime.gpu_profile import profile_gpu
 
-    seen = [profile_gpu(lambda stage=stage: call(stage)) for stage in range(len(STAGES))]
+    seen = [profile_gpu(lambda stage=stage: call(stage)) for stage in range(len(rows))]
     dense = seen[0]
     for row, profile in zip(rows, seen, strict=True):
         saved = dense.of("attention") - profile.of("attention")
@@ -184,13 +219,14 @@ def run_model(name: str, folder: Path, rounds: int, on_cpu: bool) -> dict[str, A
     with runner, torch.inference_mode():
         loaded = time.perf_counter()
         free, total = (0, 0) if on_cpu else torch.cuda.mem_get_info()
-        found = measure(runner, bundle, rounds)
+        found = measure(runner, bundle, MODELS[name].stages, rounds)
         after = 0 if on_cpu else torch.cuda.mem_get_info()[0]
     geometry = bundle.plan.geometry
     return {
         "tokens": geometry.tokens,
         "layers": geometry.layers,
         "heads": geometry.heads,
+        "batch": MODELS[name].batch,
         "seconds": {"fill": round(made - began, 1), "load": round(loaded - made, 1)},
         "gib": {"weights": round((total - free) / 2**30, 1), "at_the_end": round((total - after) / 2**30, 1)},
         **found,
@@ -218,7 +254,7 @@ def main() -> None:
     first, second = commands.add_parser("export"), commands.add_parser("run")
     for command in (first, second):
         command.add_argument("folder", type=Path)
-        command.add_argument("--model", nargs="+", default=list(MODELS)[:2], choices=list(MODELS))
+        command.add_argument("--model", nargs="+", default=list(MODELS)[:3], choices=list(MODELS))
     first.add_argument("--precision", default="bf16", choices=["bf16", "fp16"])
     second.add_argument("--library", type=Path, required=True)
     second.add_argument("--json", type=Path, required=True)

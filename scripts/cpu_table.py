@@ -30,7 +30,7 @@ from svdit.exporter.export import export
 from svdit.exporter.graph import drop_unused
 from svdit.exporter.models import registry
 from svdit.exporter.op_model import op_model
-from svdit.plans.cost import cost_model, gathered_keys, read_hardware
+from svdit.plans.cost import cost_model, gathered_keys, head_work, read_hardware
 from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Pattern, Skip, Stripe, Union
 from svdit.plans.schema import Plan, Stage, template
@@ -129,9 +129,7 @@ def check_mixed(table: dict, tiling: Tiling, found: dict[str, Heads]) -> None:
     print(f"worst row of the fit: {100 * cost.residual:.1f} %")
     for name in (name for name in found if name.startswith(MIXED)):
         masks = [tiling.mask(pattern) for pattern in found[name]]
-        density = np.array([tiling.density(mask) for mask in masks])
-        keys = np.array([gathered_keys(tiling, mask) for mask in masks])
-        predicted = cost.launch_ms + cost.heads_ms(density, keys).sum()
+        predicted = cost.launch_ms + cost.heads_ms(head_work(tiling, masks)).sum()
         measured = next(r["latency_ms"] for r in rows if r["case"] == name)
         off = 100 * (predicted / measured - 1)
         print(f"{name}: predicted {predicted:.1f} ms, measured {measured:.1f} ms, {off:+.1f} %")

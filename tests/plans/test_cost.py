@@ -7,10 +7,21 @@ import json
 import numpy as np
 import pytest
 
-from svdit.plans.cost import MATRIX_SHARE, cost_model, gathered_keys, hardware_names, read_hardware
+from svdit.plans.budget import mode_ms
+from svdit.plans.cost import (
+    MATRIX_SHARE,
+    HeadWork,
+    cost_model,
+    gathered_keys,
+    hardware_names,
+    head_work,
+    read_hardware,
+)
 from svdit.plans.errors import SvditError
 from svdit.plans.geometry import Geometry
-from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Skip
+from svdit.plans.kernel_work import kernel_work
+from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Skip, Stripe
+from svdit.plans.search import Measurement
 from svdit.plans.tiles import Tiling
 
 HUNYUAN = Geometry((33, 45, 80), 256, "after", 60, 24, 128)
@@ -46,7 +57,7 @@ def test_recovers_launch_and_rate(tmp_path):
     assert cost.pair_ms == pytest.approx(4 * 128 * 8000**2 / 500e9, rel=1e-6)
     assert cost.residual < 1e-6 and cost.attention_basis == "measured"
     assert cost.dense_ms == pytest.approx(3 * (0.02 + 24 * 4 * 128 * 8000**2 / 500e9), rel=1e-6)
-    assert cost.heads_ms(np.array([0.0, 0.5])).tolist() == pytest.approx([0.0, cost.pair_ms / 2])
+    assert cost.heads_ms(HeadWork(np.array([0.0, 0.5]))).tolist() == pytest.approx([0.0, cost.pair_ms / 2])
 
 
 def test_recovers_the_price_of_gathering(tmp_path):
@@ -59,8 +70,48 @@ def test_recovers_the_price_of_gathering(tmp_path):
     cost = cost_model(table(tmp_path, rows), "unknown", Geometry((1, 96, 96), 0, "none", 3, 24, 128))
     assert cost.launch_ms == pytest.approx(2, rel=1e-4) and cost.residual < 1e-6
     assert cost.gather_ms == pytest.approx(2 * 128 * 9216 * 1e-6, rel=1e-4)
-    layer = cost.launch_ms + cost.heads_ms(np.full(24, 0.4), np.full(24, 30.0)).sum()
+    layer = cost.launch_ms + cost.heads_ms(HeadWork(np.full(24, 0.4), np.full(24, 30.0))).sum()
     assert layer == pytest.approx(rows[3]["latency_ms"], rel=1e-6)
+
+
+def test_recovers_the_prices_of_items_steps_and_slices(tmp_path):
+    """Rows made with 1 ms a launch and prices of items, steps and slices, which vary apart; a full head at size 64."""
+    cases = ((2 / 3, 2 / 3, 1.0), (4 / 3, 0.3, 0.25), (2, 0.9, 0.45), (2, 0.15, 0.09), (1, 0.4, 0.4), (0.1, 0.1, 0.05))
+    unit = 4 * 24 * 64 * 9216**2
+    rows = [
+        row(9216, 0.5, 1 + 0.01 * 24 * 72 * items + unit * (2e-10 * steps + 1e-10 * slices), head_dim=64)
+        | {"items": items, "steps": steps, "slices": slices}
+        for items, steps, slices in cases
+    ]
+    geometry = Geometry((16, 24, 24), 0, "none", 3, 24, 64)
+    cost = cost_model(table(tmp_path, rows), "unknown", geometry)
+    assert cost.counts_kernel_work and cost.pair_ms == 0 and cost.residual < 1e-6
+    assert cost.launch_ms == pytest.approx(1.0, rel=1e-4)
+    assert cost.dense_ms == pytest.approx(3 * rows[0]["latency_ms"], rel=1e-6), "a full head has the first row's counts"
+    tiling = Tiling(geometry, (4, 4, 4))
+    mask = tiling.mask(Diagonal(frames=0))
+    work = kernel_work(tiling, mask)
+    heads = cost.heads_ms(head_work(tiling, [mask, tiling.mask(Skip())]))
+    one = 0.01 * 72 * work.items + unit / 24 * (2e-10 * work.steps + 1e-10 * work.slices)
+    assert heads.tolist() == pytest.approx([one, 0.0], rel=1e-6)
+
+
+def test_modes_cost_what_their_masks_do(tmp_path):
+    """Measured columns differ between heads; a mode that keeps everything costs what a full head does."""
+    rows = [
+        row(64, 0.5, 1 + i * s, heads=1, head_dim=64) | {"items": i, "steps": s, "slices": s * s}
+        for i, s in ((0.5, 0.1), (1.0, 0.4), (2.0, 0.9), (1.5, 0.2), (0.7, 0.6))
+    ]
+    geometry, tile = Geometry((4, 4, 4), 0, "none", 1, 2, 64), (1, 2, 2)
+    cost, tiling = cost_model(table(tmp_path, rows), "unknown", geometry), Tiling(geometry, tile)
+    patterns = (Diagonal(), ((Stripe(columns=[[0, 4]]), Stripe(columns=[[0, 16]])),))
+    masks = [[tiling.mask(p[0][h] if isinstance(p, tuple) else p) for p in patterns] for h in range(2)]
+    sparsity = np.array([[[1 - tiling.density(mask) for mask in row] for row in masks]])
+    data = Measurement(("band", "stripe"), patterns, np.ones((1, 1, 2, 2)), np.ones((1, 1, 2)), sparsity)
+    found = mode_ms(cost, data, tiling)
+    expected = [[*cost.heads_ms(head_work(tiling, of_head)), cost.heads_ms(cost.full)] for of_head in masks]
+    np.testing.assert_allclose(found, [expected])
+    assert found[0, 1, 1] == found[0, 1, 2] and found[0, 0, 1] != found[0, 1, 1]
 
 
 def test_gathered_keys_by_hand():
@@ -82,7 +133,7 @@ def test_predicts_the_measured_mixed_layer_from_the_other_rows(tmp_path):
     path = tmp_path / "without.json"
     path.write_text(json.dumps(content))
     cost = cost_model(read_hardware(path), "hunyuan", HUNYUAN)
-    layer = cost.launch_ms + cost.heads_ms(np.full(24, mixed["density"])).sum()
+    layer = cost.launch_ms + cost.heads_ms(HeadWork(np.full(24, mixed["density"]))).sum()
     assert layer == pytest.approx(mixed["latency_ms"], rel=0.05)
 
 

@@ -106,6 +106,18 @@ def test_refuses(value, weight, message):
         select(value, weight, 1.0)
 
 
+def test_nothing_is_printed(capfd):
+    """HiGHS 1.12 prints a line of its own for this problem."""
+    random = np.random.default_rng(9)
+    weight = np.sort(random.random((96, 60)), axis=1)
+    falls = np.exp(-random.uniform(2, 8, (96, 1)) * weight)
+    value = falls * random.lognormal(0, 0.3, (96, 60)) * random.lognormal(0, 2, (96, 1))
+    print("before")
+    assert select(value, weight, 0.35 * 96, enough=0.0).gap < 1e-9
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
 def test_rounding_is_no_gap():
     assert relative_gap(1.0, 1.0 - 1e-13) == 0.0 and relative_gap(1.0, 2.0) == 0.0
     assert relative_gap(2.0, 1.0) == 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -197,6 +199,16 @@ def test_rule_for_density_minimises_error_for_its_density():
     grid = np.stack(np.meshgrid(*[np.arange(5)] * 6, indexing="ij"), -1).reshape(-1, 6)
     densities = kept[np.arange(6), grid].sum(1)
     assert table[np.arange(6), grid].sum(1)[densities <= density + 1e-12].min() == pytest.approx(error, rel=1e-9)
+
+
+def test_a_pattern_that_keeps_all_of_a_head_is_written_as_full():
+    """Measured columns may cover every key outside a band."""
+    data = measured()
+    patterns, sparsity, error = list(data.patterns), data.sparsity.copy(), data.error.copy()
+    patterns[3] = ((Stripe(columns=[[0, 16]]),) * 3,) * 2
+    sparsity[..., 3], error[..., 3] = 0.0, 0.0
+    found = plan_of(replace(data, patterns=tuple(patterns), sparsity=sparsity, error=error), Rule(0.0, 1e9), 1)
+    assert {name for row in found.stages[0].layers for name in row} == {"full"} and not found.patterns
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from svdit.exporter.export import export
 from svdit.plans.bundle import read_bundle
 from svdit.plans.errors import SvditError
 from svdit.plans.flops import mean_density
-from svdit.plans.schema import write_plan
+from svdit.plans.schema import template, write_plan
 from svdit.runtime.bench_cases import dense_case, layer_case
 from svdit.runtime.bench_cli import main
 from svdit.runtime.bench_runners import candidates, time_calls
@@ -74,6 +75,18 @@ def test_step_and_loop_write_their_rows(bundles, tmp_path):
     plan = read_bundle(bundles / "portable").plan
     assert case["case"] == "loop-3" and [row["steps"] for row in case["results"]] == [3, 3]
     assert [row["density"] for row in case["results"]] == [1.0, pytest.approx(mean_density(plan, 3))]
+
+
+def test_every_stage_is_timed_when_the_dense_bundle_has_one_stage(bundles, checkpoint, plan, tmp_path):
+    """As in half precision, where a dense bundle is one whose plan keeps all heads full."""
+    full = template("tiny", plan.geometry, plan.tile)
+    export("tiny", full, tmp_path / "dense", checkpoint=checkpoint)
+    command = ["step", str(tmp_path / "dense"), str(bundles / "plugin"), "--backend", "torch"]
+    command += ["--rounds", "1", "--seconds", "0", "--json", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    cases = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert [case["case"] for case in cases] == ["stage-0", "stage-1", "stage-2"]
 
 
 def test_two_folders_of_one_name(bundles):

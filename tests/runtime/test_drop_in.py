@@ -74,6 +74,17 @@ def test_the_torch_backend_runs_too(made):
         assert rel_l2(made.run(transformer), made.truth) <= 1e-5
 
 
+def test_offloading_stays_the_pipelines(made):
+    with load(made.bundle, scheduler=made.case.pipe.scheduler, threads=1) as transformer:
+        made.case.pipe.transformer = transformer
+        try:
+            made.case.pipe.enable_model_cpu_offload(device="cpu")
+            assert rel_l2(made.case.run(), made.truth) <= 1e-5
+        finally:
+            made.case.pipe.remove_all_hooks()
+            made.case.pipe.transformer = made.original
+
+
 def test_the_step_comes_from_the_pipeline_or_its_scheduler(made):
     """WanPipeline tells it with every call."""
     with load(made.bundle, threads=1) as transformer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import onnxruntime
 import pytest
 import torch
 
@@ -15,13 +16,17 @@ from svdit.exporter.export import export
 from svdit.plans.schema import template
 from svdit.runtime.drop_in import load
 from svdit.runtime.sparsify import sparsify
-from svdit.trt_plugins import cuda_library
+from svdit.trt_plugins import cuda_library, onnxruntime_library
 from tests.runtime.test_drop_in import MODELS
 from tests.runtime.test_sparsify import CASES, TILE, normal, two_stages
 from tests.tolerance import rel_l2
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or cuda_library.find() is None, reason="needs a GPU and the built kernel"
+)
+needs_cuda_provider = pytest.mark.skipif(
+    onnxruntime_library.find() is None or "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="needs onnxruntime-gpu and the built operator",
 )
 
 
@@ -68,16 +73,39 @@ def test_a_plan_of_two_stages_is_as_near(made):
         assert rel_l2(made.run(), made.sparse) <= 2 * made.error
 
 
-def test_a_bundle_with_the_torch_runner_is_as_near(made):
+@pytest.fixture(scope="module")
+def bundle(made):
     model, batch = MODELS[made.name]
-    bundle = made.folder / "bundle"
-    export(
-        model, made.plan, bundle, checkpoint=made.folder / "checkpoint", variant="plugin", precision="bf16", batch=batch
-    )
+    out, checkpoint = made.folder / "bundle", made.folder / "checkpoint"
+    return export(model, made.plan, out, checkpoint=checkpoint, variant="plugin", precision="bf16", batch=batch).path
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("onnxrt-cuda", marks=needs_cuda_provider)])
+def test_a_bundle_is_as_near(made, bundle, backend):
     original = made.pipe.transformer
-    with load(bundle, scheduler=made.pipe.scheduler, backend="torch", device="cuda") as transformer:
+    with load(bundle, scheduler=made.pipe.scheduler, backend=backend, device="cuda") as transformer:
         made.pipe.transformer = transformer.to("cuda")
         try:
             assert rel_l2(made.run(), made.sparse) <= 2 * made.error
         finally:
             made.pipe.transformer = original
+
+
+def test_offloading_is_the_pipelines_own(made, bundle):
+    """The transformer's weights come to the GPU for its calls alone, with a plan and with a bundle in its place."""
+    original = made.pipe.transformer
+    try:
+        with sparsify(made.pipe, made.plan):
+            expected = made.run()
+            made.pipe.enable_model_cpu_offload()
+            assert rel_l2(made.run(), expected) <= 1e-6
+            made.pipe.maybe_free_model_hooks()
+            assert original.device.type == "cpu"
+        with load(bundle, scheduler=made.pipe.scheduler, backend="torch", device="cuda") as transformer:
+            made.pipe.transformer = transformer
+            made.pipe.enable_model_cpu_offload()
+            assert rel_l2(made.run(), made.sparse) <= 2 * made.error
+    finally:
+        made.pipe.transformer = original
+        made.pipe.remove_all_hooks()
+        original.to("cuda")

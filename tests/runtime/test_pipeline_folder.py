@@ -11,6 +11,7 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 
 from svdit.exporter.export import export
@@ -141,3 +142,16 @@ def test_two_transformers_are_refused(made, tmp_path):
 def test_sizes_need_a_pipeline(made, tmp_path):
     done = CliRunner().invoke(cli.run, [str(made.bundle), "--prompt", PROMPT, "--height", "80"])
     assert done.exit_code == 2 and "--height: got 80; expected no such option without --pipeline" in done.output
+
+
+def test_a_tokenizer_that_has_a_sentencepiece_model_alone(tmp_path):
+    """As CogVideoX's pipeline ships its tokenizer: svdit's own requirements are enough to read it."""
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([PROMPT] * 3), model_prefix=str(tmp_path / "spiece"), vocab_size=99, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    tokenizer = transformers.T5Tokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer(PROMPT).input_ids, skip_special_tokens=True) == PROMPT

@@ -243,6 +243,20 @@ def test_steps_and_stages_are_told_to_callbacks(case):
     assert seen == [(0, 0, 0), (1, 1, 0), (2, 2, 1), (3, 3, 1)]
 
 
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_offloading_stays_the_pipelines(name):
+    """Accelerate's hooks, put around the transformer before the exchange and after it."""
+    case = CASES[name]()
+    case.pipe.set_progress_bar_config(disable=True)
+    plan = two_stages(case.geometry)
+    with sparsify(case.pipe, plan):
+        expected = case.run()
+        case.pipe.enable_model_cpu_offload(device="cpu")
+        assert torch.equal(case.run(), expected)
+    with sparsify(case.pipe, plan):
+        assert torch.equal(case.run(), expected)
+
+
 @pytest.mark.parametrize("field", ["layers", "heads", "head_dim"])
 def test_a_plan_of_another_model_is_refused(case, field):
     sizes = case.geometry.to_json()

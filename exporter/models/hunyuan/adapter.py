@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdit.exporter.models.base import Sampling
-from svdit.exporter.models.hunyuan.config import DEFAULT_TILE, REFERENCE_LATENT, TEXT_TOKENS, HunyuanConfig
+from svdit.exporter.models.hunyuan.config import DEFAULT_TILE, REFERENCE_LATENT, HunyuanConfig
 from svdit.exporter.models.transformer import Parts, TransformerAdapter
 from svdit.plans.bundle import TensorSpec
 from svdit.plans.geometry import Geometry
@@ -25,7 +25,7 @@ class HunyuanAdapter(TransformerAdapter):
     latent = REFERENCE_LATENT
     vae_keys = ("temporal_compression_ratio", "spatial_compression_ratio")
     fixed_geometry = ("layers", "heads", "head_dim", "text_position")
-    """Text tokens are the plan's choice: the pipeline can be told another number than its own 256."""
+    """Text tokens are the plan's choice: the pipeline can be told another number than its own."""
 
     def parts(self) -> Parts:
         from svdit.exporter.models.hunyuan.model import HunyuanDenoiser, constants
@@ -34,7 +34,8 @@ class HunyuanAdapter(TransformerAdapter):
         return Parts(HunyuanDenoiser, constants, stored_shapes)
 
     def text_shape(self, checkpoint: Path) -> tuple[int, int]:
-        return TEXT_TOKENS, self.config(checkpoint).text_embed_dim
+        config = self.config(checkpoint)
+        return config.text_tokens, config.text_embed_dim
 
     def inputs(self, checkpoint: Path, geometry: Geometry, batch: int | str) -> tuple[TensorSpec, ...]:
         """The common four, then encoder_attention_mask, pooled_projections and, in distilled models, guidance."""

@@ -19,11 +19,12 @@ REFINER_RATIO = 4
 """Inner width of the text refiner's feed-forward over its width."""
 REFERENCE_LATENT = (33, 90, 160)
 """Latent frames, rows and columns of the reference video, 129 x 720 x 1280."""
-TEXT_TOKENS = 256
-"""Prompt tokens that HunyuanVideo's pipeline passes, padding included."""
 TOKEN_REPLACE = "token_replace"
 """Image-to-video whose first frame is given and so modulated as at time 0."""
 IMAGE_CONDITIONS = (None, "latent_concat", TOKEN_REPLACE)
+TEXT_TOKENS = dict(zip(IMAGE_CONDITIONS, (256, 288 + 252, 144 + 252), strict=True))
+"""What the pipelines of each pass unless told otherwise, padding included. Image-to-video puts every second or every
+fourth of the image's 576 tokens before the prompt, whose last header of four tokens is cut out."""
 DEFAULT_TILE = (1, 8, 16)
 
 
@@ -88,6 +89,11 @@ class HunyuanConfig(TransformerConfig):
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def text_tokens(self) -> int:
+        """What the pipeline passes when it is not told another number."""
+        return TEXT_TOKENS[self.image_condition_type]
+
+    @property
     def mlp_width(self) -> int:
         """Inner width of the feed-forward layers of both kinds of blocks."""
         return int(self.width * self.mlp_ratio)
@@ -100,4 +106,4 @@ class HunyuanConfig(TransformerConfig):
         """Attention geometry for latents of (f, h, w). Raises SvditError when patches do not divide them."""
         layers = self.num_layers + self.num_single_layers
         grid, heads = self.grid(latent), self.num_attention_heads
-        return Geometry(grid, TEXT_TOKENS, "after", layers, heads, self.attention_head_dim)
+        return Geometry(grid, self.text_tokens, "after", layers, heads, self.attention_head_dim)

@@ -11,21 +11,23 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from svdit.plans.cli import main
-from svdit.plans.cost import cost_model, read_hardware
+from svdit.plans.cost import cost_model, head_work, read_hardware
 from svdit.plans.dynamics import DEFAULT_SPREAD, step_weights
 from svdit.plans.flops import flops_of
-from svdit.plans.map_images import LEVELS, NOT_MEASURED, VEIL_ALPHA, palette
+from svdit.plans.report.map_images import LEVELS, NOT_MEASURED, VEIL_ALPHA, palette
 from svdit.plans.schema import read_plan, template, write_plan
 from svdit.plans.search_state import write_state
-from tests.plans.search_states import GEOMETRY, PROMPTS, STEPS, TILE, paper_plan, search_state, written
+from tests.plans.search_states import GEOMETRY, PROMPTS, STEPS, TILE, hardware_file, paper_plan, search_state, written
 
 VOID = {"meta", "br", "link", "img", "input"}
 JUDGED = [
@@ -96,7 +98,7 @@ def made(folder, state):
     (folder / "judged.json").write_text(json.dumps(JUDGED))
     done = run(
         "report", plan, "--beside", other, "--judged", folder / "judged.json", "-o", folder / "r.html",
-        "--json", folder / "r.json",
+        "--json", folder / "r.json", "--hardware", hardware_file(folder),
     )
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{folder / 'r.html'}: ") and done.stdout.endswith("2 plans, 4 judged\n")
@@ -107,7 +109,8 @@ def made(folder, state):
 
 def facts(plan, state, spread=DEFAULT_SPREAD):
     """What a plan keeps, loses and costs, written out: by stage, and by (stage, layer, head)."""
-    cost = cost_model(read_hardware("h100"), "tiny", GEOMETRY)
+    with tempfile.TemporaryDirectory() as folder:
+        cost = cost_model(read_hardware(hardware_file(Path(folder))), "tiny", GEOMETRY)
     weights = step_weights(np.linspace(0, 1, STEPS + 1), np.linspace(1, 0, STEPS + 1), spread)
     data, tiling, heads, stages = state.measurement(), plan.tiling(), {}, []
     begin = 0
@@ -121,7 +124,7 @@ def facts(plan, state, spread=DEFAULT_SPREAD):
                 mode = [data.pattern(m, layer, head) for m in range(4)].index(pattern)
                 relative = data.error[begin:end, layer, head, mode] / data.power[begin:end, layer].mean(-1)
             error = float((relative * weights[begin:end]).sum() / weights.sum() / 6)
-            ms = cost.item_ms + cost.pair_ms * density if density else 0.0
+            ms = float(cost.heads_ms(head_work(tiling, [tiling.mask(pattern)]))[0])
             heads[i, layer, head] = {"density": density, "relative": relative.mean(), "error": error, "ms": ms}
         own = [heads[(i, *place)] for place in itertools.product(range(2), range(3))]
         stages.append(
@@ -370,7 +373,8 @@ def test_nothing_is_fetched(made):
 def test_the_same_input_gives_the_same_bytes(made, folder):
     """In other processes, whose sets have other orders."""
     for seed in ("1", "2"):
-        arguments = ["report", "own.plan.json", "--beside", "rival.plan.json", "--judged", "judged.json"]
+        arguments = ["report", "own.plan.json", "--beside", "rival.plan.json"]
+        arguments += ["--judged", "judged.json", "--hardware", "gpu.json"]
         code = f"from svdit.plans.cli import main; main({[*arguments, '-o', 'again.html']!r})"
         command = [sys.executable, "-c", code]
         subprocess.run(command, cwd=folder, check=True, capture_output=True, env={**os.environ, "PYTHONHASHSEED": seed})
@@ -399,8 +403,32 @@ def test_measured_weights_count_for_every_plan_on_the_curve(folder, state):
     close([page.values("all-plans")[i] for i in (2, 5)], expected)
     path = written(folder, "scheduled", paper_plan(state, weights="schedule", spread=4.0), state)
     assert run("report", path, "-o", folder / "felt.html", "--json", folder / "felt.json").exit_code == 0
-    found = json.loads((folder / "felt.json").read_text())["weighted_error"]
+    found = json.loads((folder / "felt.json").read_text())["attention_error"]
     assert found == pytest.approx(facts(read_plan(path), state, spread=4.0)["error"])
+
+
+def test_coherent_steps_are_combined_on_the_whole_page(folder, state):
+    """Of a state that measured it: the error of every plan, and what the page says about its curve."""
+    sides = np.random.default_rng(2).random((STEPS, 3))
+    sides /= np.linalg.norm(sides, axis=1, keepdims=True)
+    state = replace(state, sensitivity=np.random.default_rng(5).random((STEPS, 2, 3)), coherence=sides @ sides.T)
+    path = written(folder, "coherent", paper_plan(state, 0.5), state)
+    done = run("report", path, "-o", folder / "coherent.html", "--json", folder / "coherent.json")
+    assert done.exit_code == 0, done.output
+    plan, data, by_step = read_plan(path), state.measurement(), np.zeros(STEPS)
+    for step, layer, head in itertools.product(range(STEPS), range(2), range(3)):
+        pattern = plan.pattern(plan.stages[plan.stage_of(step, STEPS)].layers[layer][head])
+        if pattern.kind != "full":
+            mode = [data.pattern(m, layer, head) for m in range(4)].index(pattern)
+            share = data.error[step, layer, head, mode] / data.power[step, layer].mean()
+            by_step[step] += share * state.sensitivity[step, layer, head] / state.sensitivity.sum()
+    truth = float((state.coherence * np.sqrt(np.outer(by_step, by_step))).sum())
+    figures = json.loads((folder / "coherent.json").read_text())
+    assert figures["attention_error"] == pytest.approx(truth, rel=1e-5)
+    assert figures["least_error_at_this_cost"] <= truth * (1 + 1e-9)
+    assert sum(stage["error_share"] for stage in figures["stages"]) == pytest.approx(1)
+    text = (folder / "coherent.html").read_text(encoding="utf-8")
+    assert "local minima" in text and "steps weighted and combined" in text
 
 
 def test_a_dense_plan_has_no_error_to_show(folder, state):
@@ -408,7 +436,7 @@ def test_a_dense_plan_has_no_error_to_show(folder, state):
     done = run("report", path, "-o", folder / "dense.html", "--json", folder / "dense.json")
     assert done.exit_code == 0, done.output
     figures = json.loads((folder / "dense.json").read_text())
-    assert (figures["weighted_error"], figures["density"], figures["largest_errors"]) == (0.0, 1.0, [])
+    assert (figures["attention_error"], figures["density"], figures["largest_errors"]) == (0.0, 1.0, [])
     assert "the plan is dense" in Page((folder / "dense.html").read_text()).all("body")[0]["text"]
 
 

@@ -18,11 +18,11 @@ from svdit.plans.dynamics import DEFAULT_SPREAD, step_weights
 from svdit.plans.errors import complain, rooted
 from svdit.plans.fields import number
 from svdit.plans.flops import flops_of
-from svdit.plans.judged import JudgedPlan
+from svdit.plans.report.judged import JudgedPlan
+from svdit.plans.report.tradeoff import Standing, least_error, standing
 from svdit.plans.schema import Plan, read_plan
 from svdit.plans.search import NORMALISERS, Measurement
 from svdit.plans.search_state import SearchState, noise_levels, read_state
-from svdit.plans.tradeoff import Standing, least_error, standing
 
 WORST = 12
 """Heads in the list of the largest errors."""
@@ -32,15 +32,17 @@ WORST = 12
 class Entry:
     """A plan with the state that its patterns were measured in, and how its errors and times are counted.
 
-    weights   [S] or [S, L, H] of errors
-    cost      the cost model of its size
-    sha256    of the files that it was read from, by name
+    weights    [S] or [S, L, H] of errors
+    coherence  [S, S] of the steps' errors; None: they add up
+    cost       the cost model of its size
+    sha256     of the files that it was read from, by name
     """
 
     name: str
     plan: Plan
     state: SearchState
     weights: np.ndarray
+    coherence: np.ndarray | None
     normaliser: str
     cost: CostModel
     sha256: dict[str, str]
@@ -67,7 +69,7 @@ class Entry:
     def standing(self) -> Standing:
         """Raises SvditError for a pattern that the state has not."""
         with rooted(f"{self.name}: $."):
-            return standing(self.plan, self.measured, self.weights, self.normaliser, self.heads_ms)
+            return standing(self.plan, self.measured, self.weights, self.normaliser, self.heads_ms, self.coherence)
 
     @property
     def latency_ms(self) -> float:
@@ -89,11 +91,13 @@ def read_entry(plan_file: Path, state_file: Path, hardware: Hardware, like: Entr
         cost = cost_model(hardware, plan.model, plan.geometry)
         normaliser = plan.provenance.get("normaliser")
         normaliser = normaliser if normaliser in NORMALISERS else NORMALISERS[0]
-        return Entry(name, plan, state, _weights(plan, state), normaliser, cost, hashes)
+        weights = _weights(plan, state)
+        coherence = state.coherence if weights is state.sensitivity else None
+        return Entry(name, plan, state, weights, coherence, normaliser, cost, hashes)
     _require(f"{name}: model", plan.model, like.plan.model, like.name)
     _require(f"{name}: steps", state.steps, like.state.steps, like.name)
     plan.geometry.require_same(like.plan.geometry, f"{name}: $.geometry", like.name)
-    return Entry(name, plan, state, like.weights, like.normaliser, like.cost, hashes)
+    return Entry(name, plan, state, like.weights, like.coherence, like.normaliser, like.cost, hashes)
 
 
 def _weights(plan: Plan, state: SearchState) -> np.ndarray:
@@ -125,9 +129,11 @@ def figures(entry: Entry, judged: Sequence[JudgedPlan] = ()) -> dict:
         "density": stands.mean_density,
         "flops_ratio": flops.ratio if math.isfinite(flops.ratio) else None,
         "flops_scope": flops.scope,
-        "weighted_error": stands.weighted_error,
+        "attention_error": stands.total_error,
         "error_deviation": stands.deviation,
-        "least_error_at_this_cost": least_error(entry.errors, entry.heads_ms, limit, max_stages(plan)),
+        "least_error_at_this_cost": least_error(
+            entry.errors, entry.heads_ms, limit, max_stages(plan), entry.coherence
+        ),
         "predicted": {
             "latency_ms": latency,
             "dense_latency_ms": cost.dense_ms,
@@ -165,7 +171,7 @@ def ratio(dense: float, latency: float) -> float | None:
 def _stages(entry: Entry) -> list[dict]:
     """One row a stage; `steps` are half-open; a stage's `share`s are parts of all time and of all error."""
     stands, plan, cost = entry.standing, entry.plan, entry.cost
-    times, total = stands.pass_ms(cost), stands.weighted_error
+    times, total = stands.pass_ms(cost), stands.total_error
     ends = np.cumsum(stands.steps)
     every = float(times @ stands.steps)
     return [
@@ -200,7 +206,7 @@ def _largest(entry: Entry) -> list[dict]:
                 "pattern": entry.plan.stages[i].layers[layer][head],
                 "density": float(stands.density[i, layer, head]),
                 "relative_error": float(stands.relative[i, layer, head]),
-                "error_share": float(stands.error[i, layer, head]) / stands.weighted_error,
+                "error_share": float(stands.error[i, layer, head]) / stands.total_error,
                 "full_ms": more * float(stands.steps[i] / stands.steps.sum()),
             }
         )

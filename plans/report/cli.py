@@ -37,9 +37,9 @@ def report(
     else that of PLAN.
     """
     from svdit.plans.cost import read_hardware
-    from svdit.plans.judged import read_judged
-    from svdit.plans.search_figures import read_entry
-    from svdit.plans.search_report import html
+    from svdit.plans.report.figures import read_entry
+    from svdit.plans.report.judged import read_judged
+    from svdit.plans.report.page import html
     from svdit.plans.search_state import default_state
 
     with rooted("--"):

@@ -1,6 +1,7 @@
 """Where a plan stands between error and cost: its own place, the best plans at each cost, those of the paper's rule.
 
-Errors are weighted mean relative errors (`plans.budget`), costs those of `plans.cost`.
+Errors are weighted mean relative errors, combined under the coherence of steps where that was measured
+(`plans.budget`); costs are those of `plans.cost`.
 Shape letters: S steps, L layers, H heads, M modes (`full` is mode M), G stages of a plan.
 """
 
@@ -13,7 +14,20 @@ from itertools import pairwise
 
 import numpy as np
 
-from svdit.plans.budget import STEEP, optimise, sampling_deviation, total, weighted_errors
+from svdit.plans.budget import (
+    ENOUGH,
+    ROUNDS,
+    STEEP,
+    Budget,
+    combined_error,
+    errors_by_step,
+    optimise,
+    optimise_coherent,
+    sampling_deviation,
+    tangent,
+    total,
+    weighted_errors,
+)
 from svdit.plans.cost import CostModel
 from svdit.plans.errors import complain
 from svdit.plans.fields import shown
@@ -31,13 +45,13 @@ RULE_PRICES = np.geomspace(1e-3, 1e2, 26)
 class Standing:
     """A plan by one measurement. Arrays are [G, L, H] unless stated.
 
-    error      its part of the weighted mean relative error, summed over the stage's steps
+    error      its part of the plan's error, summed over the stage's steps
     relative   relative error of a step, mean over the stage's steps, not weighted (0 where the stage has no step)
     density    kept share of the query-key pairs
     ms         predicted time in one pass
     steps      int [G]: steps of each stage
-    by_step    [S]: its part of the weighted mean relative error at each step
-    deviation  standard error of the weighted error from the sample of query tiles; None: not known
+    by_step    [S]: each step's part of the plan's error
+    deviation  standard error of the plan's error from the sample of query tiles; None: not known
     """
 
     error: np.ndarray
@@ -49,7 +63,7 @@ class Standing:
     deviation: float | None
 
     @property
-    def weighted_error(self) -> float:
+    def total_error(self) -> float:
         return float(self.error.sum())
 
     @property
@@ -74,12 +88,18 @@ class Place:
 
 
 def standing(
-    plan: Plan, measured: Measurement, weights: np.ndarray, normaliser: str, heads_ms: np.ndarray
+    plan: Plan,
+    measured: Measurement,
+    weights: np.ndarray,
+    normaliser: str,
+    heads_ms: np.ndarray,
+    coherence: np.ndarray | None = None,
 ) -> Standing:
     """Look a plan up in a measurement. Raises SvditError for a pattern that was not measured.
 
-    weights   [S] or [S, L, H], as in `plans.budget.weighted_errors`
-    heads_ms  [L, H, M + 1]: milliseconds of every mode (`plans.budget.mode_ms`)
+    weights    [S] or [S, L, H], as in `plans.budget.weighted_errors`
+    heads_ms   [L, H, M + 1]: milliseconds of every mode (`plans.budget.mode_ms`)
+    coherence  [S, S] of the steps' errors; each counts by the slope that it has at this plan. None: they add up
     """
     modes = chosen_modes(plan, measured)
     steps = len(measured.error)
@@ -87,6 +107,8 @@ def standing(
     ends = np.cumsum(counts).tolist()
     segments = [Segment(a, b, choice, 0.0) for a, b, choice in zip([0, *ends], ends, modes, strict=False)]
     weighted = weighted_errors(measured, weights, normaliser)
+    slopes = _slopes(errors_by_step(weighted, segments), coherence)
+    weighted = weighted * slopes[:, None, None, None]
     relative = with_full(measured.relative(normaliser), 0.0)
 
     def of(table: np.ndarray, choice: np.ndarray) -> np.ndarray:
@@ -94,7 +116,7 @@ def standing(
 
     lost = [of(relative[s.start : s.stop].sum(0), s.choice) for s in segments]
     by_step = [of(weighted[step], s.choice).sum() for s in segments for step in range(s.start, s.stop)]
-    deviation = sampling_deviation(measured, weights, segments, normaliser)
+    deviation = sampling_deviation(measured, weights, segments, normaliser, slopes)
     return Standing(
         error=np.stack([of(weighted[s.start : s.stop].sum(0), s.choice) for s in segments]),
         relative=np.stack(lost) / np.maximum(counts, 1)[:, None, None],
@@ -104,6 +126,11 @@ def standing(
         by_step=np.array(by_step),
         deviation=deviation if deviation is not None and math.isfinite(deviation) else None,
     )
+
+
+def _slopes(by_step: np.ndarray, coherence: np.ndarray | None) -> np.ndarray:
+    """[S] by which errors [S] of steps count in their sum."""
+    return np.ones(len(by_step)) if coherence is None or not by_step.any() else tangent(by_step, coherence)
 
 
 def chosen_modes(plan: Plan, measured: Measurement) -> np.ndarray:
@@ -131,37 +158,77 @@ def chosen_modes(plan: Plan, measured: Measurement) -> np.ndarray:
 
 
 def best_places(
-    error: np.ndarray, heads_ms: np.ndarray, fixed_ms: float, max_stages: int, count: int = 24
+    error: np.ndarray,
+    heads_ms: np.ndarray,
+    fixed_ms: float,
+    max_stages: int,
+    coherence: np.ndarray | None = None,
+    count: int = 24,
 ) -> list[Place]:
     """Corners of the lower convex hull of all plans, cheapest first: each has the least error at its cost.
 
     error [S, L, H, M + 1]: `plans.budget.weighted_errors`; heads_ms [L, H, M + 1]; fixed_ms: what no plan changes.
+    Under a coherence [S, S] corners are local minima, found by following tangents (`plans.budget.optimise_coherent`).
     """
     heads = np.broadcast_to(heads_ms / len(error), error.shape)
     steep = STEEP * float(error.max(-1).sum()) / max(float(heads.max(-1).sum()), 1e-300)
 
     def solve(price: float) -> Point[list[Segment]]:
-        segments = merge(error + (steep if math.isinf(price) else price) * heads, max_stages)
-        return Point(total(error, segments), total(heads, segments), segments)
+        slopes, best = np.ones(len(error)), None
+        price = steep if math.isinf(price) else price
+        for _ in range(1 if coherence is None else ROUNDS):
+            segments = merge(error * slopes[:, None, None, None] + price * heads, max_stages)
+            point = Point(_plan_error(error, segments, coherence), total(heads, segments), segments)
+            if best is not None and _priced(point, price) >= _priced(best, price) * (1 - ENOUGH):
+                break
+            best = point
+            slopes = _slopes(errors_by_step(error, segments), coherence)
+        return best
 
     return [Place(fixed_ms + point.weight, point.value) for point in hull(solve, count)]
 
 
+def _priced(point: Point[list[Segment]], price: float) -> float:
+    return point.value + price * point.weight
+
+
+def _plan_error(error: np.ndarray, segments: list[Segment], coherence: np.ndarray | None) -> float:
+    """Of a choice in error [S, L, H, M + 1]: the sum, or what the steps' errors come to under their coherence."""
+    if coherence is None:
+        return total(error, segments)
+    return combined_error(errors_by_step(error, segments), coherence)
+
+
 def rule_places(
-    measured: Measurement, error: np.ndarray, heads_ms: np.ndarray, fixed_ms: float, max_stages: int, rule: Rule
+    measured: Measurement,
+    error: np.ndarray,
+    heads_ms: np.ndarray,
+    fixed_ms: float,
+    max_stages: int,
+    rule: Rule,
+    coherence: np.ndarray | None = None,
 ) -> list[Place]:
     """Plans of the paper's rule with lam = eps from cheap to dear, cheapest first; `rule` has the other terms."""
     heads = np.broadcast_to(heads_ms / len(error), error.shape)
     places: dict[Place, None] = {}
     for price in RULE_PRICES[::-1].tolist():
         segments = merge(loss_table(measured, replace(rule, lam=price, eps=price)), max_stages)
-        places[Place(fixed_ms + total(heads, segments), total(error, segments))] = None
+        places[Place(fixed_ms + total(heads, segments), _plan_error(error, segments, coherence))] = None
     return list(places)
 
 
-def least_error(error: np.ndarray, heads_ms: np.ndarray, limit_ms: float, max_stages: int) -> float:
-    """The least error of all plans whose heads take at most `limit_ms` a pass, within the optimiser's proven gap."""
-    return optimise(error, heads_ms, limit_ms, max_stages, limited="cost", subject="latency").error
+def least_error(
+    error: np.ndarray, heads_ms: np.ndarray, limit_ms: float, max_stages: int, coherence: np.ndarray | None = None
+) -> float:
+    """The least error of all plans whose heads take at most `limit_ms` a pass, within the optimiser's proven gap.
+
+    Under a coherence [S, S]: of a local minimum.
+    """
+
+    def solve(table: np.ndarray) -> Budget:
+        return optimise(table, heads_ms, limit_ms, max_stages, limited="cost", subject="latency")
+
+    return solve(error).error if coherence is None else optimise_coherent(error, coherence, solve, None)[1]
 
 
 def hull(solve: Callable[[float], Point[list[Segment]]], count: int) -> list[Point[list[Segment]]]:

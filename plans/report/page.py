@@ -1,6 +1,6 @@
 """The report of a search: one HTML file with maps, choice, trade-off and costs of a plan. Nothing outside it is needed.
 
-Everything that it shows is worked out here; `templates/search_report.html` only lays it out, and escapes all text.
+Everything that it shows is worked out here; `page.html` only lays it out, and escapes all text.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from importlib.resources import files
 
 import numpy as np
 
-from svdit.plans.chart import MARKERS, Axis, Mark, Series, chart, padded
 from svdit.plans.cost import CostModel
 from svdit.plans.flops import pattern_density
-from svdit.plans.judged import JudgedPlan, same_axis
-from svdit.plans.map_images import OCTAVES, map_uri, palette, shades, veil_uri
+from svdit.plans.listing import used_names
 from svdit.plans.maps import coarser, kept_parts, map_bins
 from svdit.plans.patterns import KINDS, Skip
-from svdit.plans.report import used_names
+from svdit.plans.report.chart import MARKERS, Axis, Mark, Series, chart, padded
+from svdit.plans.report.figures import Entry, basis, figures, max_stages, ratio, scope
+from svdit.plans.report.judged import JudgedPlan, same_axis
+from svdit.plans.report.map_images import OCTAVES, map_uri, palette, shades, veil_uri
+from svdit.plans.report.tradeoff import Place, best_places, rule_places
 from svdit.plans.schema import Plan
 from svdit.plans.search import DEFAULT_DENSE_STEPS, DEFAULT_ERROR_SCALE, Rule
-from svdit.plans.search_figures import Entry, basis, figures, max_stages, ratio, scope
-from svdit.plans.tradeoff import Place, best_places, rule_places
 
 MAP_PIXELS = 1 << 21
 """Pixels of all maps together: they keep the file small for models with many heads."""
@@ -48,7 +48,7 @@ def html(entry: Entry, others: Sequence[Entry] = (), judged: Sequence[JudgedPlan
     looks = _looks([entry.method, *(o.method for o in others), *(j.method for j in judged)])
     predicted, rows = _predicted(entry, others, looks)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = files("svdit.plans").joinpath("templates", "search_report.html").read_text(encoding="utf-8")
+    text = files("svdit.plans.report").joinpath("page.html").read_text(encoding="utf-8")
     page = environment.from_string(text).render(
         entry=entry,
         figures=numbers,
@@ -56,7 +56,7 @@ def html(entry: Entry, others: Sequence[Entry] = (), judged: Sequence[JudgedPlan
         cost=cost,
         basis=basis(cost),
         target=_target(entry.plan),
-        headroom=_decibel(numbers["weighted_error"], numbers["least_error_at_this_cost"]),
+        headroom=_decibel(numbers["attention_error"], numbers["least_error_at_this_cost"]),
         predicted=predicted,
         rows=_with_judged(rows, judged),
         measured=_measured(entry, judged, looks) if judged else None,
@@ -106,7 +106,8 @@ def _predicted(
         dense_steps=plan.provenance.get("dense_steps", DEFAULT_DENSE_STEPS),
     )
     counted = entry.errors, entry.heads_ms, cost.fixed_ms, stages
-    best, ruled = best_places(*counted), rule_places(entry.measured, *counted, rule)
+    best = best_places(*counted, entry.coherence)
+    ruled = rule_places(entry.measured, *counted, rule, entry.coherence)
     rows = [
         {
             "name": one.name,
@@ -114,7 +115,7 @@ def _predicted(
             "chosen": one is entry,
             "density": one.standing.mean_density,
             "speedup": ratio(cost.dense_ms, one.latency_ms),
-            "error": one.standing.weighted_error,
+            "error": one.standing.total_error,
             "other": ", ".join(n for n in MEASURED_WITH if one.state.settings.get(n) != entry.state.settings.get(n)),
             "judged": None,
         }

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from svdit.plans.budget import mode_ms, weighted_errors
-from svdit.plans.cost import CostModel
+from svdit.plans.cost import CostModel, HeadWork
 from svdit.plans.errors import SvditError
 from svdit.plans.patterns import Diagonal
+from svdit.plans.report.tradeoff import best_places, least_error, rule_places, standing
 from svdit.plans.schema import Plan, Stage
 from svdit.plans.search import Measurement, Rule, plan_from
-from svdit.plans.tradeoff import best_places, least_error, rule_places, standing
 from tests.plans.search_states import GEOMETRY, STEPS, TILE, paper_plan, search_state
 
 COST = CostModel("a table", 2, 3, 0.01, 0.02, 0.5, 1.5, "measured", "measured", 0.0)
@@ -52,12 +52,39 @@ def test_a_plan_stands_where_sums_put_it(lam, normaliser):
     plan = paper_plan(state, lam)
     found = stand(plan, state.measurement(), normaliser)
     error, density, latency, by_step = by_hand(plan, state, normaliser)
-    assert found.weighted_error == pytest.approx(error)
+    assert found.total_error == pytest.approx(error)
     assert found.mean_density == pytest.approx(density) == pytest.approx(plan.provenance["density"], rel=1e-5)
     assert found.latency_ms(COST) == pytest.approx(latency)
     np.testing.assert_allclose(found.by_step, by_step)
     if normaliser == "layer":
         np.testing.assert_allclose(found.relative, plan.provenance["relative_errors"], rtol=1e-3)
+
+
+def coherence_of(steps: int) -> np.ndarray:
+    """Cosines of vectors without negative parts."""
+    sides = np.random.default_rng(9).random((steps, 3)) + 0.1
+    sides /= np.linalg.norm(sides, axis=1, keepdims=True)
+    return sides @ sides.T
+
+
+def test_errors_of_coherent_steps_are_parts_of_the_combined_one():
+    """sum over i, j of C_ij sqrt(E_i E_j): step i has the terms with i, its heads shares as their own errors are."""
+    state, coherence = search_state(), coherence_of(STEPS)
+    plan = paper_plan(state, 0.5)
+    _, _, _, by_step = by_hand(plan, state, "layer")
+    table = mode_ms(COST, state.measurement(), plan.tiling())
+    found = standing(plan, state.measurement(), WEIGHTS, "layer", table, coherence)
+    terms = coherence * np.sqrt(np.outer(by_step, by_step))
+    assert found.total_error == pytest.approx(terms.sum(), rel=1e-5)
+    np.testing.assert_allclose(found.by_step, terms.sum(1), rtol=1e-5)
+    additive = stand(plan, state.measurement())
+    np.testing.assert_allclose(found.relative, additive.relative)
+    assert found.error.sum((1, 2)) == pytest.approx([found.by_step[a:b].sum() for a, b in stage_steps(plan)])
+
+
+def stage_steps(plan: Plan) -> list[tuple[int, int]]:
+    ends = [round(stage.until * STEPS) for stage in plan.stages]
+    return list(itertools.pairwise([0, *ends]))
 
 
 @pytest.mark.parametrize(("ends", "steps"), [((0.5, 0.51, 1.0), [3, 1, 2]), ((0.01, 0.02, 1.0), [1, 0, 5])])
@@ -68,7 +95,7 @@ def test_every_step_counts_in_its_stage(ends, steps):
     plan = Plan("tiny", GEOMETRY, TILE, patterns, tuple(Stage(end, (row, row)) for end in ends))
     found = stand(plan, state.measurement())
     assert found.steps.tolist() == steps
-    assert found.weighted_error == pytest.approx(by_hand(plan, state, "layer")[0])
+    assert found.total_error == pytest.approx(by_hand(plan, state, "layer")[0])
     assert np.isfinite(found.relative).all() and not found.error[found.steps == 0].any()
 
 
@@ -91,20 +118,20 @@ def small() -> Measurement:
 DENSITY = np.broadcast_to([0.1, 0.6, 1.0], (1, 2, 3))
 
 
-def every_plan(data: Measurement, cost: CostModel, weights: np.ndarray, max_stages: int):
-    """(ms, weighted error) of every plan with at most max_stages stages."""
-    density = [0.1, 0.6, 1.0]
+def every_plan(data: Measurement, cost: CostModel, weights: np.ndarray, max_stages: int, coherence=None):
+    """(ms, error) of every plan with at most max_stages stages; coherence None: errors of steps add up."""
+    density, coherence = [0.1, 0.6, 1.0], np.eye(3) if coherence is None else coherence
     for cuts in itertools.chain.from_iterable(itertools.combinations((1, 2), n) for n in range(max_stages)):
         stages = list(itertools.pairwise([0, *cuts, 3]))
         for choice in itertools.product(range(3), repeat=2 * len(stages)):
-            error = time = 0.0
+            by_step, time = np.zeros(3), 0.0
             for i, (a, b) in enumerate(stages):
                 for head in range(2):
                     mode = choice[2 * i + head]
-                    time += float(cost.heads_ms(np.array(density[mode]))) * (b - a) / 3
+                    time += float(cost.heads_ms(HeadWork(density[mode]))) * (b - a) / 3
                     if mode < 2:
-                        error += (weights[a:b] * data.error[a:b, 0, head, mode]).sum() / weights.sum() / 2
-            yield cost.fixed_ms + time, error
+                        by_step[a:b] += weights[a:b] * data.error[a:b, 0, head, mode] / weights.sum() / 2
+            yield cost.fixed_ms + time, float((coherence * np.sqrt(np.outer(by_step, by_step))).sum())
 
 
 @pytest.mark.parametrize("max_stages", [1, 2, 3])
@@ -112,7 +139,7 @@ def test_no_plan_lies_below_the_best_places(max_stages):
     data, weights = small(), WEIGHTS[:3]
     cost = replace(COST, layers=1, heads=2)
     plans = list(every_plan(data, cost, weights, max_stages))
-    places = best_places(weighted_errors(data, weights), cost.heads_ms(DENSITY), cost.fixed_ms, max_stages)
+    places = best_places(weighted_errors(data, weights), cost.heads_ms(HeadWork(DENSITY)), cost.fixed_ms, max_stages)
     assert places == sorted(places, key=lambda p: p.latency_ms) and len(places) > 2
     for place in places:
         assert any(time == pytest.approx(place.latency_ms) and error == pytest.approx(place.error, abs=1e-12)
@@ -129,8 +156,25 @@ def test_no_plan_lies_below_the_best_places(max_stages):
 def test_least_error_is_that_of_the_best_plan_within_the_time(limit):
     data, cost = small(), replace(COST, layers=1, heads=2)
     truth = min(e for t, e in every_plan(data, cost, WEIGHTS[:3], 2) if t <= limit)
-    error = weighted_errors(data, WEIGHTS[:3])
-    assert least_error(error, cost.heads_ms(DENSITY), limit - cost.fixed_ms, 2) == pytest.approx(truth, rel=2e-4)
+    tables = weighted_errors(data, WEIGHTS[:3]), cost.heads_ms(HeadWork(DENSITY))
+    assert least_error(*tables, limit - cost.fixed_ms, 2) == pytest.approx(truth, rel=2e-4)
+
+
+def test_places_under_coherence_are_plans_and_better_than_the_additive_ones():
+    """Each has the combined error of a plan of its time, and none lies above the corners that adding up finds."""
+    data, cost, weights, coherence = small(), replace(COST, layers=1, heads=2), WEIGHTS[:3], coherence_of(3)
+    error, heads = weighted_errors(data, weights), cost.heads_ms(HeadWork(DENSITY))
+    plans = list(every_plan(data, cost, weights, 2, coherence))
+    places = best_places(error, heads, cost.fixed_ms, 2, coherence)
+    assert places == sorted(places, key=lambda p: p.latency_ms) and len(places) > 2
+    for place in places:
+        assert any(t == pytest.approx(place.latency_ms) and e == pytest.approx(place.error, abs=1e-9) for t, e in plans)
+    limit = 2.2
+    found = least_error(error, heads, limit - cost.fixed_ms, 2, coherence)
+    truth = min(e for t, e in plans if t <= limit)
+    both = zip(every_plan(data, cost, weights, 2), plans, strict=True)
+    _, additive = min((e, combined) for (t, e), (_, combined) in both if t <= limit)
+    assert truth * (1 - 1e-9) <= found <= additive * (1 + 1e-9)
 
 
 def test_the_rules_places_are_those_of_its_plans():
@@ -145,7 +189,7 @@ def test_the_rules_places_are_those_of_its_plans():
                          rule=replace(rule, lam=lam, eps=lam))
         found = stand(plan, data, "head")
         place = places[0 if lam == 100.0 else -1]
-        assert place.error == pytest.approx(found.weighted_error)
+        assert place.error == pytest.approx(found.total_error)
         assert place.latency_ms == pytest.approx(found.latency_ms(COST))
 
 

@@ -73,7 +73,7 @@ def stage_beginnings(found: Sequence[Candidate]) -> list[float]:
 
 def time_steps(found: Sequence[Candidate], position: float, rounds: int, seconds: float) -> list[dict[str, object]]:
     """Rows of one denoiser call each, in the stage in force at `position` of the loop, 0 <= position < 1."""
-    calls = {c.name: _step_call(c.runner, c.stage_at(position)) for c in found}
+    calls = {c.name: step_call(c.runner, c.stage_at(position)) for c in found}
     return _rows(found, time_calls(calls, rounds, seconds))
 
 
@@ -103,7 +103,8 @@ def _rows(found: Sequence[Candidate], timings: Sequence[Timing]) -> list[dict[st
     ]
 
 
-def _step_call(runner: Runner, stage: int) -> Callable[[], float]:
+def step_call(runner: Runner, stage: int) -> Callable[[], float]:
+    """A denoiser call of as many rows as fit, on normal numbers of seed 0. It returns the seconds that it took."""
     rng = np.random.default_rng(0)
     rows = 1 if runner.batch is None else runner.batch.most
     feed = {

@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,9 @@ import numpy as np
 from svdit.exporter.export import export
 from svdit.plans.flops import mean_density, stage_shares
 from svdit.plans.schema import Plan, Stage, read_plan, template
+from svdit.runtime.bench_runners import step_call
 from svdit.runtime.ort_runner import OrtRunner
+from svdit.runtime.progress import progress
 
 STEPS = 25
 
@@ -40,19 +42,21 @@ def computed(plan: Plan, stage: Stage) -> tuple:
     return (plan.tile, *(tuple(plan.pattern(name) for name in row) for row in stage.layers))
 
 
-def call_ms(runner: OrtRunner) -> float:
-    """Milliseconds of a call with normal numbers of seed 0."""
-    random = np.random.default_rng(0)
-    rows = runner.batch.most
-    feed = {s.name: random.standard_normal(s.sizes(rows), np.float32).astype(s.dtype) for s in runner.inputs}
-    began = time.perf_counter()
-    runner.infer(feed, 0)
-    return 1e3 * (time.perf_counter() - began)
-
-
 def runner_of(plan: Plan, folder: str, variant: str, args: argparse.Namespace) -> OrtRunner:
     path = Path(folder) / variant
     return OrtRunner(export("tiny", plan, path, checkpoint=args.checkpoint, variant=variant, batch=args.rows))
+
+
+def time_stage(plan: Plan, stage: Stage, dense: Callable[[], float], args: argparse.Namespace) -> dict[str, float]:
+    """Median milliseconds of calls of the stage, and of the dense calls right before them."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        runner_of(alone(plan, stage), folder, "portable", args) as runner,
+    ):
+        sparse = step_call(runner, 0)
+        sparse()
+        turns = [{"dense": 1e3 * dense(), "sparse": 1e3 * sparse()} for _ in range(args.rounds)]
+    return {name: statistics.median(turn[name] for turn in turns) for name in ("dense", "sparse")}
 
 
 def main() -> None:
@@ -69,22 +73,16 @@ def main() -> None:
     print("| plan | density | dense, s a step | plan, s a step | ratio |\n| --- | --- | --- | --- | --- |", flush=True)
     with (
         tempfile.TemporaryDirectory() as outer,
-        runner_of(template("tiny", first.geometry, first.tile), outer, "dense", args) as dense,
+        runner_of(template("tiny", first.geometry, first.tile), outer, "dense", args) as runner,
     ):
-        call_ms(dense)
-        for path in args.plans:
+        dense = step_call(runner, 0)
+        dense()
+        for path in progress(args.plans, "timing plans", "plan"):
             plan = read_plan(path)
             for stage in plan.stages:
                 key = computed(plan, stage)
-                if key in known:
-                    continue
-                with (
-                    tempfile.TemporaryDirectory() as folder,
-                    runner_of(alone(plan, stage), folder, "portable", args) as sparse,
-                ):
-                    call_ms(sparse)
-                    turns = [{"dense": call_ms(dense), "sparse": call_ms(sparse)} for _ in range(args.rounds)]
-                known[key] = {n: statistics.median(turn[n] for turn in turns) for n in ("dense", "sparse")}
+                if key not in known:
+                    known[key] = time_stage(plan, stage, dense, args)
             shares, name = stage_shares(plan, STEPS), path.name.removesuffix(".plan.json")
             rows = [known[computed(plan, stage)] for stage in plan.stages]
             step = {n: float(shares @ np.array([row[n] for row in rows])) for n in ("dense", "sparse")}

@@ -16,16 +16,14 @@ from svdit.exporter.models.registry import adapter
 from svdit.plans.batch import BATCH, Batch
 from svdit.plans.bundle import Bundle
 from svdit.plans.errors import SvditError
-from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, MultiDiagonal, Stripe
 from svdit.plans.schema import Plan, Stage
 from svdit.runtime.attention import OpAttention
 from svdit.runtime.layers import mark_layers
 from svdit.runtime.runner import make_runner
 from svdit.trt_plugins import onnxruntime_library
-from tests.exporter import checkpoints
+from tests.exporter import checkpoints, small_models
 from tests.exporter.graphs import run_in_python
-from tests.exporter.models.cogvideox import conftest as cogvideox
 from tests.exporter.models.hunyuan import checkpoints as hunyuan
 from tests.tolerance import rel_l2
 
@@ -39,26 +37,14 @@ FEW_SCORES = 1 << 14
 """A limit on scores at once that cuts even these small layers, differently for one row and for two."""
 
 
-def tiny(folder: Path) -> tuple[Path, Plan]:
+def save(model: str, folder: Path) -> tuple[Path, Plan]:
+    if model != "tiny":
+        return small_models.save(model, folder, PATTERNS, THREE_HEADS)
     checkpoint = checkpoints.save_tiny(folder)
     return checkpoint, Plan("tiny", adapter("tiny").geometry(checkpoint), (1, 4, 4), PATTERNS, TWO_HEADS, {})
 
 
-def wan(folder: Path) -> tuple[Path, Plan]:
-    geometry = Geometry((3, 4, 6), 0, "none", 2, 3, 64)
-    return checkpoints.save_wan(folder), Plan("wan2.1", geometry, (1, 4, 4), PATTERNS, THREE_HEADS, {})
-
-
-def cogvideox15(folder: Path) -> tuple[Path, Plan]:
-    geometry = Geometry((3, 5, 7), 7, "before", 2, 3, 64)
-    return cogvideox.save(folder), Plan("cogvideox1.5", geometry, (2, 2, 4), PATTERNS, THREE_HEADS, {})
-
-
-def hunyuan_video(folder: Path) -> tuple[Path, Plan]:
-    return hunyuan.save(folder), hunyuan.plan()
-
-
-MODELS = {"tiny": tiny, "wan2.1": wan, "cogvideox1.5": cogvideox15, "hunyuan": hunyuan_video}
+MODELS = ("tiny", *small_models.NAMES)
 
 
 @dataclass
@@ -84,7 +70,7 @@ class Made:
 @pytest.fixture(scope="module", params=sorted(MODELS))
 def made(request, tmp_path_factory) -> Made:
     name, folder = request.param, tmp_path_factory.mktemp("batch")
-    checkpoint, plan = MODELS[name](folder / "checkpoint")
+    checkpoint, plan = save(name, folder / "checkpoint")
     traced = exporter.trace_denoiser(adapter(name), checkpoint, plan, "fp32", Batch(1, 2))
     bundles = {}
     with pytest.MonkeyPatch.context() as patch:  # one trace for the three variants
@@ -174,7 +160,7 @@ def test_layers_can_be_marked(made):
 
 def test_three_rows(tmp_path):
     """Any range: here without the one row that torch's tracer knows best."""
-    checkpoint, plan = tiny(tmp_path / "checkpoint")
+    checkpoint, plan = save("tiny", tmp_path / "checkpoint")
     bundle = exporter.export("tiny", plan, tmp_path / "b", checkpoint=checkpoint, variant="portable", batch=(2, 3))
     feed = {spec.name: np.zeros(spec.sizes(3), spec.dtype) for spec in bundle.manifest.inputs}
     with make_runner(bundle, threads=1) as runner:

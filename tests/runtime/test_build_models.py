@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx
 import pytest
 
@@ -11,13 +9,10 @@ from svdit.exporter import export as exporter
 from svdit.exporter.models.registry import adapter as find_adapter
 from svdit.plans.batch import Batch
 from svdit.plans.bundle import read_bundle
-from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, MultiDiagonal
-from svdit.plans.schema import Plan, Stage
+from svdit.plans.schema import Stage
 from svdit.runtime.build_record import read_record
-from tests.exporter import checkpoints
-from tests.exporter.models.cogvideox import conftest as cogvideox
-from tests.exporter.models.hunyuan import checkpoints as hunyuan
+from tests.exporter import small_models
 from tests.runtime.tensorrt_rtx import needs_rtx, run_script
 from tests.runtime.test_build import svdit_build
 
@@ -41,27 +36,10 @@ build_engine(work, graph_file(folder, sys.argv[2], (0,)), folder / "made.engine"
 """
 
 
-def save_wan(folder: Path) -> tuple[Path, Plan]:
-    grid = Geometry((3, 4, 6), 0, "none", 2, 3, 64)
-    return checkpoints.save_wan(folder), Plan("wan2.1", grid, (1, 4, 4), PATTERNS, STAGES, {})
-
-
-def save_cogvideox(folder: Path) -> tuple[Path, Plan]:
-    grid = Geometry((3, 5, 7), 7, "before", 2, 3, 64)
-    return cogvideox.save(folder), Plan("cogvideox1.5", grid, (2, 2, 4), PATTERNS, STAGES, {})
-
-
-def save_hunyuan(folder: Path) -> tuple[Path, Plan]:
-    return hunyuan.save(folder), hunyuan.plan()
-
-
-MODELS = {"wan2.1": save_wan, "cogvideox1.5": save_cogvideox, "hunyuan": save_hunyuan}
-
-
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", small_models.NAMES)
 def test_dense_and_portable_bundles(model, tmp_path):
     """One engine for one and for two rows."""
-    checkpoint, plan = MODELS[model](tmp_path / "checkpoint")
+    checkpoint, plan = small_models.save(model, tmp_path / "checkpoint", PATTERNS, STAGES)
     trace = exporter.trace_denoiser
     traced = trace(find_adapter(model), checkpoint, plan, "fp32", Batch(1, 2))
     with pytest.MonkeyPatch.context() as patch:
@@ -76,10 +54,10 @@ def test_dense_and_portable_bundles(model, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [2, (1, 2)])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", small_models.NAMES)
 def test_plugin_graphs_are_strongly_typed(model, batch, tmp_path):
     """Everything of a bfloat16 plugin graph but the plugin: without a GPU, Q + K + V stands in for it."""
-    checkpoint, plan = MODELS[model](tmp_path / "checkpoint")
+    checkpoint, plan = small_models.save(model, tmp_path / "checkpoint", PATTERNS, STAGES)
     bundle = exporter.export(model, plan, tmp_path / "plugin", checkpoint=checkpoint, precision="bf16", batch=batch)
     graph = onnx.load(bundle.path / "dit.onnx", load_external_data=False)
     for node in [node for node in graph.graph.node if node.op_type == "SparseAttention"]:

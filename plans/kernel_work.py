@@ -2,7 +2,8 @@
 
 An item is one query tile with its list of keys (128 rows of a full head). Key tiles that are neighbours are one run of
 rows, cut into blocks of 128; a step is one block. In a step each 64 rows of the item, a slice, do their products and
-exponentials. At head size 64, three neighbours of the launch order with the same keys are two items of three slices.
+exponentials. At head size 64, three neighbours of the launch order with the same keys are two items of three slices,
+or one where each has no more than 64 rows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def kernel_work(tiling: Tiling, mask: np.ndarray) -> KernelWork:
         of_list = np.array([_blocks_of(mask[q], tiling.tile_offsets) for q in first])
         lists, rows = lists.reshape(-1)[order], tiling.sizes[order]
         blocks = of_list[lists]
-    items = _shared(lists) if tiling.geometry.head_dim == SHARING_HEAD_DIM else np.ones(len(lists))
+    items = _shared(lists, rows) if tiling.geometry.head_dim == SHARING_HEAD_DIM else np.ones(len(lists))
     items = items * (blocks > 0)
     slices = -(-rows // SLICE_ROWS)
     unit = tiling.geometry.tokens / TILE_ROWS
@@ -52,11 +53,12 @@ def kernel_work(tiling: Tiling, mask: np.ndarray) -> KernelWork:
     return KernelWork(float(items.sum()) / unit, steps, float((slices * blocks).sum()) / (2 * unit**2))
 
 
-def _shared(lists: np.ndarray) -> np.ndarray:
-    """Items for each entry of the launch order: 2 / 3 where three that stand together have one list, else 1."""
+def _shared(lists: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Items for each entry of the launch order: 2 / 3 or 1 / 3 where three that stand together have one list, else 1."""
     whole = len(lists) // SHARERS * SHARERS
     together = lists[:whole].reshape(-1, SHARERS)
-    share = np.where((together == together[:, :1]).all(1), 2 / SHARERS, 1.0)
+    items = np.where((rows[:whole].reshape(-1, SHARERS) <= SLICE_ROWS).all(1), 1, 2)
+    share = np.where((together == together[:, :1]).all(1), items / SHARERS, 1.0)
     return np.concatenate([np.repeat(share, SHARERS), np.ones(len(lists) - whole)])
 
 

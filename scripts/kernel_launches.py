@@ -19,8 +19,10 @@ from tests.trt_plugins.test_cuda_kernel import plain_case
 
 def cases():
     band = np.abs(np.arange(5)[:, None] - np.arange(5)) <= 1
+    left = np.broadcast_to(np.arange(10) < 4, (10, 10))
     for head_dim in (64, 128):
         yield plain_case((1, 600, 3, head_dim), [band], [[2, SKIP, FULL]])
+        yield plain_case((1, 600, 3, head_dim), [left], [[2, 2, 2]], rows=64)
         yield plain_case((1, 200, 1, head_dim), [], [[FULL]], "float16")
     for seed in range(1000):
         yield random_case(seed, most_tokens=500)

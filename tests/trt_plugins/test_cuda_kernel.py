@@ -41,11 +41,12 @@ def plain_case(
     head_pattern: list[list[int]],
     dtype: str = "bfloat16",
     text_tokens: int = 0,
+    rows: int = 128,
     **tables: list[int],
 ) -> KernelCase:
-    """Tiles of 128 rows; `patterns` are bool [nT, nT] for ids from 2 on."""
+    """Tiles of so many rows; `patterns` are bool [nT, nT] for ids from 2 on."""
     tokens = shape[1]
-    num_tiles = -(-tokens // 128)
+    num_tiles = -(-tokens // rows)
     lists = [np.zeros((num_tiles, num_tiles), bool)] * 2 + patterns
     counts = np.stack([x.sum(axis=1) for x in lists])
     ends = np.cumsum(counts).reshape(counts.shape)
@@ -54,7 +55,7 @@ def plain_case(
         "stage": [0],
         "text_len": [text_tokens] * shape[0],
         "head_pattern": head_pattern,
-        "tile_offsets": np.minimum(np.arange(num_tiles + 1) * 128, tokens),
+        "tile_offsets": np.minimum(np.arange(num_tiles + 1) * rows, tokens),
         "row_offsets": np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1),
         "tile_index": index if len(index) else [0],
         "work_order": order_of(np.array(head_pattern), tokens, num_tiles),
@@ -74,13 +75,14 @@ def test_one_full_head(tokens, head_dim, dtype):
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 @pytest.mark.parametrize("tokens", [384, 1500, 4000])
+@pytest.mark.parametrize("rows", [40, 64, 72, 128])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_neighbours_that_share_their_keys(tokens, heads, dtype):
-    """Three neighbours with one list become two items at D=64; others, and a third of such a group, stay alone."""
-    frame = np.arange(-(-tokens // 128)) // 4
+def test_neighbours_that_share_their_keys(tokens, rows, heads, dtype):
+    """Three neighbours with one list are two items at D=64, or one of at most 64 rows each; others stay alone."""
+    frame = np.arange(-(-tokens // rows)) // 4
     same_frame, first_frame = frame[:, None] == frame, np.broadcast_to(frame == 0, (len(frame), len(frame)))
     head_pattern = [([2, 3, FULL, SKIP] * 3)[: 4 * heads - 1]]
-    case = plain_case((2, tokens, 4 * heads - 1, 64), [same_frame, first_frame], head_pattern, dtype)
+    case = plain_case((2, tokens, 4 * heads - 1, 64), [same_frame, first_frame], head_pattern, dtype, rows=rows)
     inputs = kernel_runs.inputs_of(case, tokens)
     assert_accurate(case, kernel_runs.judge(case, inputs, kernel_runs.run(case, inputs)))
 

@@ -1,6 +1,6 @@
 // Which query rows each math warpgroup takes. Two warpgroups: the halves of one query tile. Three: three neighbours of
 // work_order that share their keys become two items of three halves each, so that all warpgroups have rows and a key
-// block serves 192 of them.
+// block serves 192 of them; or one item, if none has more than 64 rows.
 #pragma once
 
 #include "lanes.cuh"
@@ -22,7 +22,7 @@ __device__ __forceinline__ bool same_keys(const WorkTables &tables, int stage, i
   const int lane = threadIdx.x % 32;
   const int first = __shfl_sync(kAllLanes, code, 0);
   if (__any_sync(kAllLanes, lane < 3 && (code < 0 || code >> 16 != first >> 16))) return false;
-  const int pattern = __ldg(tables.head_pattern + stage * tables.heads + (first >> 16));
+  const int pattern = pattern_of(tables, stage, first);
   if (pattern == SVDIT_PATTERN_FULL) return true;
   if (pattern == SVDIT_PATTERN_SKIP) return false;
   int begin = 0, length = 0;
@@ -44,17 +44,6 @@ __device__ __forceinline__ bool same_keys(const WorkTables &tables, int stage, i
   return !__any_sync(kAllLanes, differs);
 }
 
-// The query rows of an entry.
-__device__ __forceinline__ QueryRows rows_of(const WorkTables &tables, int stage, int code, int batch) {
-  const int head = code >> 16;
-  const int query = code & 0xffff;
-  if (__ldg(tables.head_pattern + stage * tables.heads + head) == SVDIT_PATTERN_FULL) {
-    return QueryRows{query * kBlockRows, min(kBlockRows, tables.tokens - query * kBlockRows), head, batch};
-  }
-  const int first = __ldg(tables.tile_offsets + query);
-  return QueryRows{first, __ldg(tables.tile_offsets + query + 1) - first, head, batch};
-}
-
 // Called by a whole warp. Every lane gets the same item; the key range and the slice of its own number.
 template <int kSlices>
 __device__ __forceinline__ WorkItem next_item(Queue &queue, Rows &range, QueryRows &slice) {
@@ -68,15 +57,21 @@ __device__ __forceinline__ WorkItem next_item(Queue &queue, Rows &range, QueryRo
       const int code = lane < 3 ? __ldg(queue.order() + base + lane) : -1;
       if (same_keys(tables, queue.stage(), code)) {
         if (part == 2) continue;
-        const QueryRows tile =
-            lane < 3 ? rows_of(tables, queue.stage(), code, entry.batch) : QueryRows{0, 0, 0, entry.batch};
+        QueryRows tile{0, 0, 0, entry.batch};
+        if (lane < 3) tile = rows_of(tables, pattern_of(tables, queue.stage(), code), code, entry.batch);
+        const int first = __shfl_sync(kAllLanes, code, 0);
+        if (__all_sync(kAllLanes, tile.rows <= kSliceRows)) {
+          if (part == 1) continue;
+          slice = tile;
+          return decode_item(tables, queue.stage(), first, entry.batch, range);
+        }
         const int half = 3 * part + lane;
         const int source = min(half / 2, 2);
         slice = half_of(QueryRows{__shfl_sync(kAllLanes, tile.first_row, source),
                                   __shfl_sync(kAllLanes, tile.rows, source), __shfl_sync(kAllLanes, tile.head, 0),
                                   entry.batch},
                         half % 2);
-        return decode_item(tables, queue.stage(), __shfl_sync(kAllLanes, code, 0), entry.batch, range);
+        return decode_item(tables, queue.stage(), first, entry.batch, range);
       }
     }
     const int code = __ldg(queue.order() + entry.place);

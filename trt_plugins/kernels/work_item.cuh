@@ -50,40 +50,9 @@ __device__ __forceinline__ int stage_of(const WorkTables &tables) {
   return min(max(__ldg(tables.stage), 0), tables.num_stages - 1);
 }
 
-// Called by a whole warp. Every lane gets the same item, and the row range of its own number.
-__device__ __forceinline__ WorkItem decode_item(const WorkTables &tables, int stage, int code, int batch, Rows &range) {
-  const int head = code >> 16;
-  const int query = code & 0xffff;
-  const int lane = threadIdx.x % 32;
-  const int pattern = __ldg(tables.head_pattern + stage * tables.heads + head);
-  WorkItem item;
-  item.head = head;
-  item.batch = batch;
-  item.text_len = min(max(__ldg(tables.text_len + batch), 0), tables.text_tokens);
-  item.list_begin = 0;
-  item.num_ranges = 0;
-  item.is_full = pattern == SVDIT_PATTERN_FULL;
-  range = Rows{0, 0};
-  if (item.is_full) {
-    item.first_row = query * kBlockRows;
-    item.rows = min(kBlockRows, tables.tokens - item.first_row);
-    item.num_ranges = kFullRanges;
-    item.request_at = kFullRanges - 1;
-    range = full_range(lane, tables.tokens, tables.text_tokens, tables.text_first, item.text_len);
-    return item;
-  }
-  item.first_row = __ldg(tables.tile_offsets + query);
-  item.rows = __ldg(tables.tile_offsets + query + 1) - item.first_row;
-  if (pattern != SVDIT_PATTERN_SKIP) {
-    const int *row = tables.row_offsets + static_cast<int64_t>(pattern) * (tables.num_tiles + 1) + query;
-    item.list_begin = __ldg(row);
-    item.num_ranges = __ldg(row + 1) - item.list_begin;
-  }
-  item.request_at = item.num_ranges - kRequestRanges;
-  if (lane < item.num_ranges) {
-    range = tile_rows(tables, __ldg(tables.tile_index + item.list_begin + lane), item.text_len);
-  }
-  return item;
+// The pattern of the head of an entry of work_order.
+__device__ __forceinline__ int pattern_of(const WorkTables &tables, int stage, int code) {
+  return __ldg(tables.head_pattern + stage * tables.heads + (code >> 16));
 }
 
 // Where the rows of an item go.
@@ -93,6 +62,50 @@ struct QueryRows {
   int head;
   int batch;
 };
+
+// The rows of an entry of work_order whose head has this pattern.
+__device__ __forceinline__ QueryRows rows_of(const WorkTables &tables, int pattern, int code, int batch) {
+  const int head = code >> 16;
+  const int query = code & 0xffff;
+  if (pattern == SVDIT_PATTERN_FULL) {
+    return QueryRows{query * kBlockRows, min(kBlockRows, tables.tokens - query * kBlockRows), head, batch};
+  }
+  const int first = __ldg(tables.tile_offsets + query);
+  return QueryRows{first, __ldg(tables.tile_offsets + query + 1) - first, head, batch};
+}
+
+// Called by a whole warp. Every lane gets the same item, and the row range of its own number.
+__device__ __forceinline__ WorkItem decode_item(const WorkTables &tables, int stage, int code, int batch, Rows &range) {
+  const int lane = threadIdx.x % 32;
+  const int pattern = pattern_of(tables, stage, code);
+  const QueryRows query = rows_of(tables, pattern, code, batch);
+  WorkItem item;
+  item.first_row = query.first_row;
+  item.rows = query.rows;
+  item.head = query.head;
+  item.batch = batch;
+  item.text_len = min(max(__ldg(tables.text_len + batch), 0), tables.text_tokens);
+  item.list_begin = 0;
+  item.num_ranges = 0;
+  item.is_full = pattern == SVDIT_PATTERN_FULL;
+  range = Rows{0, 0};
+  if (item.is_full) {
+    item.num_ranges = kFullRanges;
+    item.request_at = kFullRanges - 1;
+    range = full_range(lane, tables.tokens, tables.text_tokens, tables.text_first, item.text_len);
+    return item;
+  }
+  if (pattern != SVDIT_PATTERN_SKIP) {
+    const int *row = tables.row_offsets + static_cast<int64_t>(pattern) * (tables.num_tiles + 1) + (code & 0xffff);
+    item.list_begin = __ldg(row);
+    item.num_ranges = __ldg(row + 1) - item.list_begin;
+  }
+  item.request_at = item.num_ranges - kRequestRanges;
+  if (lane < item.num_ranges) {
+    range = tile_rows(tables, __ldg(tables.tile_index + item.list_begin + lane), item.text_len);
+  }
+  return item;
+}
 
 // Zero rows for an item that keeps no key; the whole warp stores 16 bytes a lane.
 template <typename T, int kHeadDim>

@@ -54,7 +54,7 @@ def kernel_work(tiling: Tiling, mask: np.ndarray) -> KernelWork:
 
 
 def _shared(lists: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Items for each entry of the launch order: 2 / 3 or 1 / 3 where three that stand together have one list, else 1."""
+    """Items for each entry of the launch order: 2 / 3 or 1 / 3 where three in a row have one list, else 1."""
     whole = len(lists) // SHARERS * SHARERS
     together = lists[:whole].reshape(-1, SHARERS)
     items = np.where((rows[:whole].reshape(-1, SHARERS) <= SLICE_ROWS).all(1), 1, 2)

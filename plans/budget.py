@@ -315,7 +315,7 @@ def _for_speedup(error: np.ndarray, cost: CostModel, heads: np.ndarray, speedup:
 
 
 def predicted(cost: CostModel, heads: np.ndarray, segments: list[Segment]) -> dict[str, object]:
-    """Predicted times of one denoiser pass at batch 1 (mean over steps), and how much of that was measured.
+    """Predicted times of one denoiser pass (mean over steps), and how much of that was measured.
 
     heads [L, H, M + 1]: milliseconds of each mode.
     """

@@ -2,9 +2,9 @@
 
 The time of an attention layer is a launch and a sum over heads; a head that skips costs nothing. Terms of a head are
 its query blocks and kept pairs, for the portable graphs the keys that are fetched for each list of key tiles, for the
-CUDA kernel its items, steps and slices (`plans.kernel_work`) in place of blocks and pairs.
+CUDA kernel its items, steps, slices and listed slices (`plans.kernel_work`) in place of blocks and pairs.
 The terms are fitted to the rows of the table that have the model's head size. Where there is none, a share of the peak
-rate takes their place, and the result says that it is an estimate. Times are milliseconds of one pass at batch 1.
+rate takes their place, and the result says that it is an estimate. Times are milliseconds of one pass.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ APART = 1.25
 """How far steps and slices must differ among the rows for both to have a price."""
 TILE = 128
 ROW_KEYS = ("case", "batch", "tokens", "heads", "head_dim", "density", "latency_ms")
-ROW_OPTIONAL = ("gathered", "items", "steps", "slices")
+COUNTS = ("items", "steps", "slices", "listed")
+"""What `plans.kernel_work` counts."""
+ROW_OPTIONAL = ("gathered", *COUNTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class HeadWork:
 
     density   kept share of the query-key pairs; 0: the head skips
     gathered  keys fetched, over the N tokens (`gathered_keys`)
-    items, steps, slices  of the kernel, as `plans.kernel_work` counts them; steps and slices None: as density
+    items, steps, slices, listed  of the kernel, as `plans.kernel_work` counts them; None: as density
     """
 
     density: np.ndarray | float
@@ -54,13 +56,14 @@ class HeadWork:
     items: np.ndarray | float = 1.0
     steps: np.ndarray | float | None = None
     slices: np.ndarray | float | None = None
+    listed: np.ndarray | float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """One timed attention layer: `density` kept of all batch * heads * tokens^2 pairs.
 
-    gathered, and items, steps, slices, as in HeadWork, are means over its heads; None where the table does not say.
+    gathered, and items to listed, as in HeadWork, are means over its heads; None where the table does not say.
     """
 
     batch: int
@@ -73,6 +76,7 @@ class Row:
     items: float | None = None
     steps: float | None = None
     slices: float | None = None
+    listed: float | None = None
 
     @property
     def blocks(self) -> float:
@@ -106,9 +110,10 @@ class Hardware:
 class CostModel:
     """Terms of one geometry on one machine, and where they come from: "measured", "extrapolated" or "roofline".
 
+    batch      rows of a pass; all times are those of a pass, of a head or layer in all its rows
     launch_ms  once a layer
     item_ms    a head's query blocks;  pair_ms: its pairs if it is full;  gather_ms: it gathers each key once
-    step_ms, slice_ms  a head of N / 128 items in 1 as many steps, of 2 slices each
+    step_ms, slice_ms, listed_ms  a head of N / 128 items in 1 as many steps, of 2 slices each
     rest_ms    everything outside attention, one pass; None where the model's products are not known
     residual   largest relative difference between the fit and its own rows
     """
@@ -126,6 +131,8 @@ class CostModel:
     gather_ms: float = 0.0
     step_ms: float = 0.0
     slice_ms: float = 0.0
+    listed_ms: float = 0.0
+    batch: int = 1
     full: HeadWork = HeadWork(1.0)
 
     @property
@@ -136,15 +143,17 @@ class CostModel:
     @property
     def counts_kernel_work(self) -> bool:
         """Whether times depend on `plans.kernel_work`."""
-        return bool(self.step_ms or self.slice_ms)
+        return bool(self.step_ms or self.slice_ms or self.listed_ms)
 
     def heads_ms(self, work: HeadWork) -> np.ndarray:
         """Time of heads, the layer's launch left out."""
         density = np.asarray(work.density, dtype=np.float64)
-        steps = density if work.steps is None else work.steps
-        slices = density if work.slices is None else work.slices
         time = self.item_ms * work.items + self.pair_ms * density + self.gather_ms * work.gathered
-        return np.where(density > 0, time + self.step_ms * steps + self.slice_ms * slices, 0.0)
+        for price, count in (
+            (self.step_ms, work.steps), (self.slice_ms, work.slices), (self.listed_ms, work.listed),
+        ):  # fmt: skip
+            time = time + price * (density if count is None else count)
+        return np.where(density > 0, time, 0.0)
 
     @property
     def fixed_ms(self) -> float:
@@ -160,6 +169,7 @@ class CostModel:
         """What a plan's provenance says about the model."""
         return {
             "hardware": self.hardware,
+            "batch": self.batch,
             "estimated": self.estimated,
             "attention": self.attention_basis,
             "outside_attention": self.rest_basis,
@@ -196,10 +206,14 @@ def read_hardware(name: str | Path) -> Hardware:
     return Hardware(string(data["gpu"], f"{path}: $.gpu"), rows, peak, rest)
 
 
-def cost_model(hardware: Hardware, model: str, geometry: Geometry) -> CostModel:
-    """Fit the terms for one geometry. Raises SvditError where the table has neither rows nor a peak rate for it."""
+def cost_model(hardware: Hardware, model: str, geometry: Geometry, batch: int = 1) -> CostModel:
+    """Fit the terms for one geometry and passes of `batch` rows.
+
+    Raises SvditError where the table has neither rows nor a peak rate for it, or for a batch below 1.
+    """
+    integer(batch, "batch", 1)
     rows = [row for row in hardware.rows if row.head_dim == geometry.head_dim]
-    one = Row(1, geometry.tokens, 1, geometry.head_dim, 1.0, 1.0, gathered=1.0)
+    one = Row(batch, geometry.tokens, 1, geometry.head_dim, 1.0, 1.0, gathered=1.0)
     residual = 0.0
     if rows:
         prices, residual = _fit(rows)
@@ -220,16 +234,18 @@ def cost_model(hardware: Hardware, model: str, geometry: Geometry) -> CostModel:
         hardware=hardware.name,
         layers=geometry.layers,
         heads=geometry.heads,
+        batch=batch,
         launch_ms=price("launch", 1.0),
         item_ms=price("items", one.blocks),
         pair_ms=price("pairs", one.pairs(1.0)),
-        rest_ms=rest,
+        rest_ms=None if rest is None else batch * rest,
         attention_basis=basis,
         rest_basis=rest_basis,
         residual=residual,
         gather_ms=price("gather", one.fetched),
         step_ms=price("steps", one.pairs(1.0)),
         slice_ms=price("slices", one.pairs(1.0)),
+        listed_ms=price("listed", one.pairs(1.0)),
         full=full_head(geometry),
     )
 
@@ -237,7 +253,7 @@ def cost_model(hardware: Hardware, model: str, geometry: Geometry) -> CostModel:
 def full_head(geometry: Geometry) -> HeadWork:
     """Of dense attention, in any tiles."""
     work = kernel_work(Tiling(geometry, (1, 1, 1)), np.ones((1, 1), dtype=bool))
-    return HeadWork(1.0, 1.0, work.items, work.steps, work.slices)
+    return HeadWork(1.0, 1.0, *(getattr(work, name) for name in COUNTS))
 
 
 def head_work(tiling: Tiling, masks: Sequence[np.ndarray]) -> HeadWork:
@@ -246,7 +262,7 @@ def head_work(tiling: Tiling, masks: Sequence[np.ndarray]) -> HeadWork:
     return HeadWork(
         np.array([tiling.density(mask) for mask in masks]),
         np.array([gathered_keys(tiling, mask) for mask in masks]),
-        *(np.array([getattr(work, name) for work in kernel]) for name in ("items", "steps", "slices")),
+        *(np.array([getattr(work, name) for work in kernel]) for name in COUNTS),
     )
 
 
@@ -271,11 +287,12 @@ def _rest(hardware: Hardware, model: str, geometry: Geometry) -> tuple[float | N
 
 def _fit(rows: list[Row]) -> tuple[dict[str, float], float]:
     """(ms of a unit of each term, largest relative residual); units: a launch, a query block or item, a floating point
-    operation of kept pairs, or of steps and slices, a number gathered.
+    operation of kept pairs, or of steps, slices and listed slices, a number gathered.
 
     Least squares of relative errors, no term negative. A constant term needs rows whose work differs fourfold, and
     more rows than terms; the terms by items and by numbers gathered need the same of those. Slices take the place of
-    pairs where the rows say them; steps count beside them where the two are not nearly proportional.
+    pairs where the rows say them; steps count beside them where the two are not nearly proportional, listed slices
+    where some rows have full heads.
     """
     from scipy.optimize import nnls
 
@@ -288,6 +305,9 @@ def _fit(rows: list[Row]) -> tuple[dict[str, float], float]:
         ratio = steps / columns["slices"]
         if ratio.max() >= APART * ratio.min():
             columns["steps"] = steps
+        listed = np.array([row.pairs(row.listed or 0.0) for row in rows])
+        if (listed < columns["slices"]).any() and (listed > 0).any() and len(rows) > len(columns) + 1:
+            columns["listed"] = listed
     else:
         columns = {"pairs": np.array([row.pairs(row.density) for row in rows])}
     first = next(iter(columns.values()))
@@ -312,7 +332,7 @@ def _row(value: object, where: str) -> Row:
     counts = [integer(value[key], f"{where}.{key}", 1) for key in ("batch", "tokens", "heads", "head_dim")]
     density = _positive(value["density"], f"{where}.density")
     latency = _positive(value["latency_ms"], f"{where}.latency_ms")
-    more = {name: _positive(value[name], f"{where}.{name}") for name in ROW_OPTIONAL if name in value}
+    more = {name: _positive(value[name], f"{where}.{name}", name == "listed") for name in ROW_OPTIONAL if name in value}
     return Row(*counts, density, latency, **more)
 
 
@@ -320,8 +340,9 @@ def _objects(data: dict, key: str, path: Path) -> list[dict]:
     return list(array(data.get(key, []), f"{path}: $.{key}", "objects"))
 
 
-def _positive(value: object, where: str) -> float:
-    found = number(value, where, "a number above 0")
-    if found <= 0:
-        raise complain(where, found, "a number above 0")
+def _positive(value: object, where: str, or_zero: bool = False) -> float:
+    expected = "a number of at least 0" if or_zero else "a number above 0"
+    found = number(value, where, expected)
+    if found < 0 or (found == 0 and not or_zero):
+        raise complain(where, found, expected)
     return found

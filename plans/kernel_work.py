@@ -2,8 +2,8 @@
 
 An item is one query tile with its list of keys (128 rows of a full head). Key tiles that are neighbours are one run of
 rows, cut into blocks of 128; a step is one block. In a step each 64 rows of the item, a slice, do their products and
-exponentials. At head size 64, three neighbours of the launch order with the same keys are two items of three slices,
-or one where each has no more than 64 rows.
+exponentials; listed slices are those of heads that are not full. At head size 64, three neighbours of the launch order
+with the same keys are two items of three slices, or one where each has no more than 64 rows.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ SHARERS = 3
 class KernelWork:
     """Of one head: items with any keys, their steps, and slices in all steps.
 
-    As shares of N / 128 items of N / 128 steps of 2 slices: at head size 128 whole blocks give 1, density, density.
+    As shares of N / 128 items of N / 128 steps of 2 slices: at head size 128 whole blocks give 1 and three times the
+    density; a full head has no listed slices.
     """
 
     items: float
     steps: float
     slices: float
+    listed: float
 
 
 def kernel_work(tiling: Tiling, mask: np.ndarray) -> KernelWork:
@@ -47,10 +49,10 @@ def kernel_work(tiling: Tiling, mask: np.ndarray) -> KernelWork:
         blocks = of_list[lists]
     items = _shared(lists, rows) if tiling.geometry.head_dim == SHARING_HEAD_DIM else np.ones(len(lists))
     items = items * (blocks > 0)
-    slices = -(-rows // SLICE_ROWS)
     unit = tiling.geometry.tokens / TILE_ROWS
     steps = float((items * blocks).sum()) / unit**2
-    return KernelWork(float(items.sum()) / unit, steps, float((slices * blocks).sum()) / (2 * unit**2))
+    slices = float((-(-rows // SLICE_ROWS) * blocks).sum()) / (2 * unit**2)
+    return KernelWork(float(items.sum()) / unit, steps, slices, 0.0 if mask.all() else slices)
 
 
 def _shared(lists: np.ndarray, rows: np.ndarray) -> np.ndarray:

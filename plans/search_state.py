@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -73,6 +75,27 @@ class SearchState:
             )
         return Measurement(
             self.modes, self.patterns, self.error, self.power, self.sparsity, self.layer_power, self.deviation
+        )
+
+    def without(self, globs: Sequence[str]) -> SearchState:
+        """The same with fewer modes to choose from; `record` says which names were left out.
+
+        Raises SvditError for a glob that no mode matches, and when none is left.
+        """
+        for glob in globs:
+            if not fnmatch.filter(self.modes, glob):
+                raise complain("without", repr(glob), f"a name or glob of its {len(self.modes)} candidates")
+        left = [i for i, name in enumerate(self.modes) if not any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+        if not left:
+            raise complain("without", f"all {len(self.modes)} candidates", "at least one that stays")
+        return replace(
+            self,
+            record={**self.record, "without": list(globs)},
+            modes=tuple(self.modes[i] for i in left),
+            patterns=tuple(self.patterns[i] for i in left),
+            error=self.error[..., left],
+            sparsity=self.sparsity[..., left],
+            deviation=None if self.deviation is None else self.deviation[..., left],
         )
 
 

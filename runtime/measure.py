@@ -185,7 +185,7 @@ def _origin(state: SearchState, rule: Rule | None) -> dict[str, object]:
     """Provenance of a choice: what was measured, and whether behind the choices of this very rule."""
     settings = state.settings
     taken = ("prompts", "seed", "guidance", "query_tiles", "device", "dtype", "checkpoint", "candidates")
-    closed = rule is not None and asdict(rule) == settings["rule"]
+    closed = rule is not None and asdict(rule) == settings["rule"] and "without" not in state.record
     return {
         "choice": "closed loop" if closed else "open loop",
         "measured_with": settings["rule"],

@@ -6,6 +6,7 @@ one stream each, and each waits for the other on the device: nothing here waits 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svdit.plans.bundle import Bundle, TensorSpec
-from svdit.plans.errors import complain
+from svdit.plans.errors import SvditError, complain
 from svdit.runtime import cuda
 from svdit.runtime.layers import layer_specs, marked_graph
 from svdit.runtime.ort_runner import WEIGHTS_FOLDER, weights_folder
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+UNSUITED = ["GatherSliceToSplitFusion"]
+"""Optimisations of ONNX Runtime that are left out: a Split into unlike parts needs pinned memory on the host."""
 BUILD = "build it: scripts/build_kernels.sh with ONNXRUNTIME_ROOT set (docs/onnxruntime.md)"
 
 
@@ -120,24 +123,51 @@ class BoundGraph:
             stream.wait_stream(torch.cuda.current_stream(device))
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
         self._shapes = {spec.name: spec for spec in inputs}
-        self._of_rows: dict[int, tuple[Any, Any]] = {}
+        self._bindings: dict[int, Any] = {}
 
-    def _bound(self, rows: int) -> tuple[Any, Any]:
-        """Binding and run options for calls of so many rows."""
-        import onnxruntime as ort
+    def _bind(self, rows: int) -> Any:
+        """The addresses for calls of so many rows."""
+        binding, device = self._session.io_binding(), self._device
+        for specs, bind in ((self._inputs, binding.bind_input), (self._outputs, binding.bind_output)):
+            for spec in specs:
+                address, sizes = self.buffers[spec.name].data_ptr(), list(spec.sizes(rows))
+                bind(spec.name, device.type, device.index or 0, np.dtype(spec.dtype), sizes, address)
+        return binding
 
-        if rows not in self._of_rows:
-            binding, device = self._session.io_binding(), self._device
-            for specs, bind in ((self._inputs, binding.bind_input), (self._outputs, binding.bind_output)):
-                for spec in specs:
-                    address, sizes = self.buffers[spec.name].data_ptr(), list(spec.sizes(rows))
-                    bind(spec.name, device.type, device.index or 0, np.dtype(spec.dtype), sizes, address)
-            options = ort.RunOptions()
-            # NOTE without this the session waits for its stream at the end of every run.
-            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-            options.add_run_config_entry("gpu_graph_id", str(rows))
-            self._of_rows[rows] = binding, options
-        return self._of_rows[rows]
+    def _run(self, rows: int) -> None:
+        """One evaluation of what lies in the buffers; the first one of so many rows takes several runs."""
+        binding = self._bindings.get(rows)
+        try:
+            if binding is not None:
+                # NOTE without the first entry the session waits for its stream at the end of every run.
+                replay = {"disable_synchronize_execution_providers": "1", "gpu_graph_id": str(rows)}
+                self._session.run_with_iobinding(binding, run_options(replay))
+                return
+            binding = self._bind(rows)
+            # NOTE an ordinary run, then two more and the capture, in which no memory can be allocated: by then the
+            # pools have to hold all of it. So these runs wait for the stream at their end, else Concat and Split keep
+            # their staging buffers.
+            for graph in ("-1", str(rows)):
+                self._session.run_with_iobinding(binding, run_options({"gpu_graph_id": graph}))
+        except Exception as error:  # every failure of this library is an unrelated exception class
+            if re.search("failed to allocate memory|out of memory", str(error), re.IGNORECASE):
+                raise self._out_of_memory(rows, error) from error
+            raise
+        self._bindings[rows] = binding
+
+    def _out_of_memory(self, rows: int, error: Exception) -> SvditError:
+        import torch
+
+        got = f"{str(error).splitlines()[-1][-160:]!r} from ONNX Runtime"
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            got += f", {(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
+        return complain(
+            f"memory of {self._device}",
+            got,
+            f"room for the weights and the activations of {rows} rows",
+            "free the GPU of other work, export fewer rows or a smaller video, or use sparsify() instead of a bundle",
+        )
 
     def __call__(self, feed: Mapping[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
         """Copy in, run, and copy out to new tensors, all in the order of the caller's stream."""
@@ -150,8 +180,18 @@ class BoundGraph:
             for name, tensor in feed.items():
                 self.buffers[name][: len(tensor)].copy_(tensor)
             self.buffers["stage"].fill_(stage)
-            self._session.run_with_iobinding(*self._bound(rows))
+            self._run(rows)
             return {spec.name: self.buffers[spec.name][: spec.sizes(rows)[0]].clone() for spec in self._outputs}
+
+
+def run_options(entries: Mapping[str, str]) -> Any:
+    """ONNX Runtime's options of one run."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    for name, value in entries.items():
+        options.add_run_config_entry(name, value)
+    return options
 
 
 def cuda_options(index: int, stream: int, graph: bool) -> dict[str, str]:
@@ -177,6 +217,9 @@ def open_session(
 
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    # NOTE with patterns the runtime plans one packed block for all activations in its first run and allocates it in the
+    # second, beside what the first has left in its pool: twice the memory.
+    settings.enable_mem_pattern = False
     if provider != "CPUExecutionProvider":
         # NOTE the runtime would put nodes without a kernel on the CPU; with this it refuses the graph.
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -185,7 +228,12 @@ def open_session(
         settings.register_custom_ops_library(str(library))
         source = marked_graph(path) if marked else str(path)
         session = ort.InferenceSession(
-            source, settings, providers=[provider], provider_options=[dict(options)], enable_fallback=0
+            source,
+            settings,
+            providers=[provider],
+            provider_options=[dict(options)],
+            enable_fallback=0,
+            disabled_optimizers=UNSUITED,
         )
     except Exception as error:  # every failure of this library is an unrelated exception class
         raise complain(

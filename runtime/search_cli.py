@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 METHODS = ("sparse-vdit", "budget", *baselines.METHODS)
 TARGETS = ("target_speedup", "target_density", "target_error")
-BUDGET = (*TARGETS, "hardware", "spread", "calibrate")
+BUDGET = (*TARGETS, "hardware", "batch", "spread", "calibrate")
 """Options of --method budget alone."""
 PAPER = ("lam", "eps", "error_scale")
 """Options of --method sparse-vdit alone."""
@@ -87,6 +87,7 @@ def parse_tile(text: str) -> tuple[int, int, int]:
 @click.option(
     "--hardware", default="h100", show_default=True, metavar="NAME|FILE", help="budget: latency table to plan for."
 )
+@click.option("--batch", type=int, default=1, show_default=True, help="budget: rows of a denoiser pass to plan for.")
 @click.option(
     "--spread",
     type=float,
@@ -132,6 +133,12 @@ def parse_tile(text: str) -> tuple[int, int, int]:
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--state", type=FILE, metavar="FILE", help="State file (default: the output's name with .search.npz).")
 @click.option("--from-state", type=FILE, metavar="FILE", help="Choose again from a finished search, without measuring.")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave candidates out of the choice by their names, such as 'heaviest-*'; may be repeated.",
+)
 @click.option("-o", "--output", type=FILE, required=True, metavar="P.plan.json", help="The plan file.")
 @json_option
 @click.pass_context
@@ -223,7 +230,7 @@ def _check_method(method: str, given: set[str]) -> None:
     else:
         foreign += BUDGET
         if method != "sparse-vdit":
-            foreign += ("max_stages", "candidates")
+            foreign += ("max_stages", "candidates", "without")
             if "density" not in given:
                 raise complain("--density", "nothing", f"a density for {method}")
     wrong = [name for name in foreign if name in given]
@@ -292,7 +299,7 @@ def _search(options: dict, rule: Rule, output: Path) -> Plan:
         state=state_file,
     )
     click.echo(f"measured errors are in {state_file} (svdit-search --from-state chooses again from them)", err=True)
-    if options["method"] == "sparse-vdit" and options["density"] is None:
+    if options["method"] == "sparse-vdit" and options["density"] is None and not options["without"]:
         return found.plan
     return _choose(found.state, options, rule)
 
@@ -301,6 +308,9 @@ def _choose(state: SearchState, options: dict, rule: Rule) -> Plan:
     """The plan that the method makes of a finished state."""
     from svdit.runtime.measure import baseline_plan_of, budget_plan_of, plan_of
 
+    if options["without"]:
+        with rooted("--"):
+            state = state.without(options["without"])
     if options["method"] == "budget":
         target, hardware = _check_target(options)
         with rooted("--target-"):
@@ -308,7 +318,7 @@ def _choose(state: SearchState, options: dict, rule: Rule) -> Plan:
                 state,
                 target,
                 max_stages=options["max_stages"],
-                cost=_cost(hardware, state, target),
+                cost=_cost(hardware, state, target, options["batch"]),
                 spread=options["spread"],
                 normaliser=options["normaliser"],
             )
@@ -319,12 +329,12 @@ def _choose(state: SearchState, options: dict, rule: Rule) -> Plan:
     return plan_of(state, rule, options["max_stages"])
 
 
-def _cost(hardware: Hardware, state: SearchState, target: Target) -> CostModel | None:
+def _cost(hardware: Hardware, state: SearchState, target: Target, batch: int) -> CostModel | None:
     """The cost model of the state's geometry; a density needs none, so a table without its head size is no mistake."""
     from svdit.plans.cost import cost_model
 
     try:
-        return cost_model(hardware, state.settings["model"], state.geometry)
+        return cost_model(hardware, state.settings["model"], state.geometry, batch)
     except SvditError:
         if target.goal == "density":
             return None
@@ -336,12 +346,14 @@ def _check_target(options: dict) -> tuple:
     from svdit.plans.budget import Target
     from svdit.plans.cost import read_hardware
     from svdit.plans.dynamics import check_spread
+    from svdit.plans.fields import integer
 
     if options["method"] != "budget":
         return None, None
     name = next(name for name in TARGETS if options[name] is not None)
     if options["spread"] is not None:
         check_spread(options["spread"], "--spread")
+    integer(options["batch"], "--batch", 1)
     with rooted("--target-"):
         target = Target(name.removeprefix("target_"), options[name])
     with rooted("--"):

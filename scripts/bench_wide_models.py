@@ -9,11 +9,12 @@ attention that is compared, so that one session, one copy of the weights and one
   dense    all heads full
   mixed    Wan: a quarter of the heads full, the others diagonal (frames=1) and multi-diagonal (rows=cols=1) in turn
   bands    Wan: no head full
-  template CogVideoX1.5: the plan of speed_full_size.py
+  template whole models: the plan of speed_full_size.py
 `run` fills the holes with normal numbers scaled to keep activations finite, and times one denoiser call in every
 stage: the stages in turn for --rounds rounds, wall time of a call that ends when the GPU has finished, median. Then one
 call of each stage under torch's profiler: time of the GPU by kind of kernel, the share of the attention, and what the
-dense time less the saved attention would be. Inputs are normal numbers, timestep 500.
+dense time less the saved attention would be. Memory is what the whole GPU has in use, looked at every few milliseconds.
+Inputs are normal numbers, timestep 500, all text tokens valid.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import math
 import os
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -51,25 +53,32 @@ class Wide:
     changes: dict[str, int]
     latent: tuple[int, int, int]
     batch: int = 1
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The attentions that are compared."""
-        return ("dense", "mixed", "bands") if self.model == "wan2.1" else ("dense", "template")
+    stages: tuple[str, ...] = ("dense", "template")
+    """The attentions that are compared."""
 
     def config(self) -> Any:
         return dataclasses.replace(registry.adapter(self.model).published, **self.changes)
 
 
 SMALL_COG = {"num_layers": 2, "attention_head_dim": 16, "text_embed_dim": 64, "sample_height": 4, "sample_width": 4}
+SMALL_HUNYUAN = {
+    "num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "attention_head_dim": 16,
+    "rope_axes_dim": (4, 6, 6), "text_embed_dim": 64, "pooled_projection_dim": 32,
+}  # fmt: skip
+PARTS = ("dense", "mixed", "bands")
 MODELS = {
-    "wan-1.3b-480p": Wide("wan2.1", {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}, (21, 60, 104)),
-    "wan-14b-720p-4-layers": Wide("wan2.1", {"num_layers": 4}, (21, 90, 160)),
+    "wan-1.3b-480p": Wide(
+        "wan2.1", {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}, (21, 60, 104), stages=PARTS
+    ),
+    "wan-14b-720p-4-layers": Wide("wan2.1", {"num_layers": 4}, (21, 90, 160), stages=PARTS),
     "cogvideox1.5": Wide("cogvideox1.5", {}, (22, 96, 170), batch=2),
+    "wan-14b-720p": Wide("wan2.1", {}, (21, 90, 160)),
+    "hunyuan": Wide("hunyuan", {}, (33, 90, 160)),
     "small": Wide(
-        "wan2.1", {"num_layers": 2, "num_attention_heads": 4, "ffn_dim": 512, "text_dim": 64}, (5, 16, 32)
+        "wan2.1", {"num_layers": 2, "num_attention_heads": 4, "ffn_dim": 512, "text_dim": 64}, (5, 16, 32), stages=PARTS
     ),
     "small-cogvideox1.5": Wide("cogvideox1.5", SMALL_COG, (66, 4, 4), batch=2),
+    "small-hunyuan": Wide("hunyuan", SMALL_HUNYUAN, (91, 4, 4)),
 }
 """The small ones are for trying this script."""
 
@@ -77,7 +86,7 @@ MODELS = {
 def plan_of(wide: Wide) -> Plan:
     """An equal share of the loop in each of the stages."""
     geometry = wide.config().geometry(wide.latent)
-    if wide.model == "wan2.1":
+    if wide.stages == PARTS:
         return wan_plan(geometry)
     from full_size_models import template_plan
 
@@ -153,7 +162,9 @@ def filled_bundle(folder: Path, device: str) -> Bundle:
 def feed_of(runner: Any) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     feed = {spec.name: torch.randn(spec.shape, generator=generator) for spec in runner.inputs}
-    feed["timestep"].fill_(500.0)
+    known = {"timestep": 500.0, "guidance": 6000.0, "encoder_attention_mask": 1}
+    for name in feed.keys() & known.keys():
+        feed[name].fill_(known[name])
     return {name: tensor.to(runner.tensor_device) for name, tensor in feed.items()}
 
 
@@ -168,7 +179,7 @@ def measure(runner: Any, bundle: Bundle, stages: Sequence[str], rounds: int) -> 
             torch.cuda.synchronize()
         return out
 
-    for stage in range(len(stages)):
+    for stage in reversed(range(len(stages))):  # the sparsest makes the first call, which runs several times
         if not bool(torch.isfinite(call(stage)).all()):
             raise ValueError(f"stage {stage}: the prediction is not finite")
     times: list[list[float]] = [[] for _ in stages]
@@ -209,6 +220,33 @@ def add_profiles(rows: list[dict[str, Any]], call: Any) -> None:
         row["dense_less_saved_attention_ms"] = round(rows[0]["latency_ms"] - saved / 1e3, 2)
 
 
+class MemoryWatch:
+    """Looks every five milliseconds at how much of the GPU's memory is in use, by anyone; GiB. Without a GPU, zeros."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        self.on_gpu, self.peak = on_gpu, 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def used(self) -> float:
+        if not self.on_gpu:
+            return 0.0
+        free, total = torch.cuda.mem_get_info()
+        return round((total - free) / 2**30, 1)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.005):
+            self.peak = max(self.peak, self.used())
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
 def run_model(name: str, folder: Path, rounds: int, on_cpu: bool) -> dict[str, Any]:
     from svdit.runtime.ort_cuda_runner import OrtCudaRunner
 
@@ -216,11 +254,11 @@ def run_model(name: str, folder: Path, rounds: int, on_cpu: bool) -> dict[str, A
     bundle = filled_bundle(folder / name, "cpu" if on_cpu else "cuda")
     made = time.perf_counter()
     runner = on_the_cpu(bundle) if on_cpu else OrtCudaRunner(bundle)
-    with runner, torch.inference_mode():
+    with MemoryWatch(not on_cpu) as memory, runner, torch.inference_mode():
         loaded = time.perf_counter()
-        free, total = (0, 0) if on_cpu else torch.cuda.mem_get_info()
+        weights = memory.used()
         found = measure(runner, bundle, MODELS[name].stages, rounds)
-        after = 0 if on_cpu else torch.cuda.mem_get_info()[0]
+        after = memory.used()
     geometry = bundle.plan.geometry
     return {
         "tokens": geometry.tokens,
@@ -228,7 +266,7 @@ def run_model(name: str, folder: Path, rounds: int, on_cpu: bool) -> dict[str, A
         "heads": geometry.heads,
         "batch": MODELS[name].batch,
         "seconds": {"fill": round(made - began, 1), "load": round(loaded - made, 1)},
-        "gib": {"weights": round((total - free) / 2**30, 1), "at_the_end": round((total - after) / 2**30, 1)},
+        "gib": {"weights": weights, "peak": memory.peak, "at_the_end": after},
         **found,
     }
 

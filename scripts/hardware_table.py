@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from svdit.plans.cost import HeadWork, cost_model, head_work, read_hardware
+from svdit.plans.cost import COUNTS, HeadWork, cost_model, head_work, read_hardware
 from svdit.runtime.bench_cases import MIXED, BenchCase, bench_case
 
 
@@ -35,7 +36,7 @@ def table_of(bench: dict, implementation: str) -> dict:
                 "heads": heads,
                 "head_dim": head_dim,
                 "density": round(case["density"], 6),
-                **{name: round(float(np.mean(getattr(work, name))), 6) for name in ("items", "steps", "slices")},
+                **{name: round(float(np.mean(getattr(work, name))), 6) for name in COUNTS},
                 "latency_ms": result["latency_ms"],
                 "tflops": result["tflops"],
                 "sm_mhz": result["sm_mhz"],
@@ -54,12 +55,10 @@ def table_of(bench: dict, implementation: str) -> dict:
 
 def work_of(case: BenchCase) -> HeadWork:
     """Of each head of a case."""
-    found = dict(zip(case.masks, _rows(head_work(case.plan.tiling(), list(case.masks.values()))), strict=True))
-    return HeadWork(*np.array([found[name] for name in case.heads]).T)
-
-
-def _rows(work: HeadWork) -> np.ndarray:
-    return np.stack([work.density, work.gathered, work.items, work.steps, work.slices], axis=1)
+    names = list(case.masks)
+    found = head_work(case.plan.tiling(), [case.masks[name] for name in names])
+    of_head = [names.index(name) for name in case.heads]
+    return HeadWork(*(getattr(found, field.name)[of_head] for field in fields(found)))
 
 
 def check_mixed(table: dict) -> None:

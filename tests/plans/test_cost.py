@@ -96,6 +96,36 @@ def test_recovers_the_prices_of_items_steps_and_slices(tmp_path):
     assert heads.tolist() == pytest.approx([one, 0.0], rel=1e-6)
 
 
+def test_recovers_the_price_of_lists(tmp_path):
+    """Rows made with 1 ms a launch, a price of slices and a tenth more for those of heads with lists."""
+    cases = ((1.0, 0.0), (0.5, 0.5), (0.2, 0.2), (0.6, 0.3), (0.05, 0.05))
+    unit = 4 * 24 * 128 * 9216**2
+    rows = [
+        row(9216, 0.5, 1 + unit * (1e-9 * slices + 1e-10 * listed))
+        | {"items": 1.0, "steps": slices, "slices": slices, "listed": listed}
+        for slices, listed in cases
+    ]
+    geometry = Geometry((16, 24, 24), 0, "none", 1, 24, 128)
+    cost = cost_model(table(tmp_path, rows), "unknown", geometry)
+    assert cost.residual < 1e-6 and cost.listed_ms == pytest.approx(cost.slice_ms / 10, rel=1e-4)
+    assert cost.dense_ms == pytest.approx(rows[0]["latency_ms"], rel=1e-6)
+    tiling = Tiling(geometry, (4, 4, 8))
+    work = head_work(tiling, [tiling.mask(Diagonal(frames=0))])
+    assert cost.heads_ms(work) == pytest.approx(unit / 24 * 1.1e-9 * work.slices, rel=1e-5)
+
+
+def test_a_pass_of_more_rows(tmp_path):
+    """Launches are shared, everything else is there once a row."""
+    rows = [row(n, d, 0.02 + 4 * 24 * 128 * n**2 * d / 500e9) for n, d in ((2000, 0.1), (8000, 0.5), (9000, 1.0))]
+    rest = [{"model": "m", "tokens": 8000, "rest_ms": 7.0}]
+    hardware = table(tmp_path, rows, rest=rest)
+    one, four = (cost_model(hardware, "m", Geometry((10, 20, 40), 0, "none", 3, 24, 128), n) for n in (1, 4))
+    assert four.launch_ms == one.launch_ms and four.rest_ms == 28.0 and four.record()["batch"] == 4
+    assert four.dense_ms - 3 * four.launch_ms == pytest.approx(4 * (one.dense_ms - 3 * one.launch_ms))
+    with pytest.raises(SvditError, match="batch: got 0; expected an integer of at least 1"):
+        cost_model(hardware, "m", HUNYUAN, 0)
+
+
 def test_modes_cost_what_their_masks_do(tmp_path):
     """Measured columns differ between heads; a mode that keeps everything costs what a full head does."""
     rows = [

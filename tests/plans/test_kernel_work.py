@@ -81,9 +81,9 @@ def test_border_tiles_and_text_by_the_launch_order(pattern):
 def test_by_hand():
     """8 tiles of 128: whole runs at head size 128 give 1, density, density; at 64, three items become two, or one."""
     tiling = Tiling(Geometry((2, 4, 128), 0, "none", 1, 1, 128), (1, 1, 128))
-    assert kernel_work(tiling, tiling.mask(Full())) == KernelWork(1.0, 1.0, 1.0)
-    assert kernel_work(tiling, tiling.mask(Diagonal())) == KernelWork(1.0, 0.5, 0.5)
-    assert kernel_work(tiling, tiling.mask(Skip())) == KernelWork(0.0, 0.0, 0.0)
+    assert kernel_work(tiling, tiling.mask(Full())) == KernelWork(1.0, 1.0, 1.0, 0.0)
+    assert kernel_work(tiling, tiling.mask(Diagonal())) == KernelWork(1.0, 0.5, 0.5, 0.5)
+    assert kernel_work(tiling, tiling.mask(Skip())) == KernelWork(0.0, 0.0, 0.0, 0.0)
     shared = Tiling(Geometry((2, 3, 128), 0, "none", 1, 1, 64), (1, 1, 128))
     found = kernel_work(shared, shared.mask(Full()))
     assert (found.items, found.steps, found.slices) == pytest.approx((2 / 3, 2 / 3, 1.0))

@@ -357,6 +357,29 @@ def test_a_rival_without_measurement(checkpoint, tmp_path):
     assert [stage.until for stage in found.stages] == [0.25, 1.0] and set(found.patterns) == {"temporal"}
 
 
+def test_candidates_left_out_of_a_choice(checkpoint, tmp_path):
+    """The plan is that of a search that never had them; times of two rows are those of one but for launches."""
+    found = {}
+    specs = {"skip": {"kind": "skip"}, "near": {"kind": "diagonal"}, "place": {"kind": "multi_diagonal"}}
+    size = ("--model", "tiny", "--checkpoint", checkpoint, "--tile", "1,2,3", "--steps", "2", *PROMPT)
+    budget = ("--method", "budget", "--target-density", "0.4")
+    for name in ("both", "alone"):
+        kept = {key: spec for key, spec in specs.items() if name == "both" or key != "near"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(kept))
+        state = ("--state", tmp_path / f"{name}.npz", "--candidates", tmp_path / f"{name}.json")
+        done = invoke(search_cli.main, *budget, *size, *state, "-o", tmp_path / f"{name}.plan.json")
+        assert done.exit_code == 0, done.output
+    again = ("--from-state", tmp_path / "both.npz", "-o", tmp_path / "again.plan.json")
+    done = invoke(search_cli.main, *budget, *again, "--without", "n*", "--batch", "2")
+    assert done.exit_code == 0, done.output
+    found = {name: read_plan(tmp_path / f"{name}.plan.json") for name in ("both", "alone", "again")}
+    assert found["again"].stages == found["alone"].stages != found["both"].stages
+    assert found["again"].patterns == found["alone"].patterns and found["again"].provenance["without"] == ["n*"]
+    assert found["again"].provenance["predicted"]["batch"] == 2
+    done = invoke(search_cli.main, *budget, *again, "--without", "far*")
+    assert done.exit_code == 2 and "--without: got 'far*'; expected a name or glob of its 3 candidates" in done.output
+
+
 def test_a_calibrated_search_weighs_errors_as_it_measured_them(checkpoint, tmp_path):
     """A finished state is calibrated without measuring again; then --spread goes back to the schedule's weights."""
     state, plan = tmp_path / "s.search.npz", tmp_path / "p.plan.json"

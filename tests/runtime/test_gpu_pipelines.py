@@ -15,6 +15,7 @@ import torch
 from svdit.exporter.export import export
 from svdit.plans.schema import template
 from svdit.runtime.drop_in import load
+from svdit.runtime.ort_cuda_runner import OrtCudaRunner
 from svdit.runtime.sparsify import sparsify
 from svdit.trt_plugins import cuda_library, onnxruntime_library
 from tests.runtime.test_drop_in import MODELS
@@ -89,6 +90,23 @@ def test_a_bundle_is_as_near(made, bundle, backend):
             assert rel_l2(made.run(), made.sparse) <= 2 * made.error
         finally:
             made.pipe.transformer = original
+
+
+@needs_cuda_provider
+def test_calls_of_one_and_of_two_rows_in_turn(made):
+    """Each number of rows has a CUDA graph of its own, which the other's does not disturb."""
+    folder, checkpoint = made.folder / "free", made.folder / "checkpoint"
+    bundle = export(
+        MODELS[made.name][0], made.plan, folder, checkpoint=checkpoint, variant="plugin", precision="bf16", batch="1-2"
+    )
+    with OrtCudaRunner(bundle) as runner:
+        two = {spec.name: normal(*spec.sizes(2)).to("cuda") for spec in runner.inputs}
+        if "encoder_attention_mask" in two:
+            two["encoder_attention_mask"].fill_(1)
+        one = {name: tensor[:1] for name, tensor in two.items()}
+        first, both, again, both_again = (runner.infer_tensors(x, 0)["noise_pred"] for x in (one, two, one, two))
+    assert torch.isfinite(both).all() and rel_l2(first.cpu(), both[:1].cpu()) <= 1e-2
+    assert torch.equal(first, again) and torch.equal(both, both_again)
 
 
 def test_offloading_is_the_pipelines_own(made, bundle):

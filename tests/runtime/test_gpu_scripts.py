@@ -48,16 +48,18 @@ def test_check_of_the_tiny_model(checkpoint, plan, tmp_path):
 
 @built
 def test_wide_models(tmp_path):
-    out, names = tmp_path / "out.json", ("small", "small-cogvideox1.5")
+    out, names = tmp_path / "out.json", ("small", "small-cogvideox1.5", "small-hunyuan")
     run("bench_wide_models.py", "export", tmp_path, "--model", *names, "--precision", "fp16")
     run("bench_wide_models.py", "run", tmp_path, "--model", *names, "--library", LIBRARY, "--json", out, "--rounds", 1,
         "--try-cpu")
     models = json.loads(out.read_text())["models"]
-    wan, cogvideox = (models[name] for name in names)
+    wan, cogvideox, hunyuan = (models[name] for name in names)
     assert [wan[key] for key in ("tokens", "layers", "heads", "batch")] == [640, 2, 4, 1]
     assert [cogvideox[key] for key in ("tokens", "layers", "heads", "batch")] == [132 + 226, 2, 48, 2]
+    assert [hunyuan[key] for key in ("tokens", "layers", "heads", "batch")] == [91 * 4 + 256, 2, 24, 1]
     assert [row["attention"] for row in wan["rows"]] == ["dense", "mixed", "bands"]
-    assert [row["attention"] for row in cogvideox["rows"]] == ["dense", "template"]
+    for model in (cogvideox, hunyuan):
+        assert [row["attention"] for row in model["rows"]] == ["dense", "template"]
     for model in models.values():
         densities = [row["density"] for row in model["rows"]]
         assert densities[0] == 1 and densities == sorted(densities, reverse=True)

@@ -53,6 +53,8 @@ from svdit.runtime.sensitivity import measure_sensitivity
 from svdit.runtime.tile_errors import TileErrorMeter
 from svdit.runtime.torch_runner import TorchRunner, check_device, checkpoint_of
 
+CALIBRATED = "calibrated"
+"""Key of a state's record: what `--calibrate` or `--calibrate-steps` measured."""
 MAP_STEPS = 6
 """Steps of the dense run that measures attention maps, when a candidate asks for them."""
 SAMPLED_MAP_STEPS = 2
@@ -87,6 +89,7 @@ def search(
     query_tiles: int | None = None,
     projected: bool = False,
     calibrate: bool = False,
+    calibrate_heads: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
     state: Path | None = None,
@@ -101,7 +104,8 @@ def search(
                   layer; outputs fed forward are always complete
     projected     errors after the layer's output projection, as shares of the whole layer's output; else errors of
                   the heads' own outputs, as in the paper
-    calibrate     also measure how much errors of each step and head count in the end (`runtime.sensitivity`)
+    calibrate     also measure how much errors of each step and head count in the end (`runtime.sensitivity`);
+                  calibrate_heads False: of each step alone, in a few passes
     state         file written after every step; an existing one is continued if its settings are the same
     Raises SvditError for settings that do not fit the checkpoint, the device or an existing state file.
     """
@@ -119,7 +123,7 @@ def search(
     model = Model(adapter, folder, tiling, device)
     model.texts(request.prompts)  # text encoders are gone before the denoiser comes
     with TorchRunner(adapter, folder, tiling, None, device=device, dtype=dtype) as runner, torch.inference_mode():
-        run = prepare(runner, model, request, dense_stage)
+        run = prepare(runner, model, request, dense_stage, walk=True)
         settings = {
             "model": adapter.name,
             "checkpoint": fingerprint(folder),
@@ -155,9 +159,10 @@ def search(
             weights=output_weights(runner.model) if projected else None,
         )
         final = _walk(found, runner, run, hook, path=state, show=show)
-        if calibrate and final.sensitivity is None:
-            counted = measure_sensitivity(runner, model, request, final, show=show)
-            final = replace(final, sensitivity=counted.weights, coherence=counted.coherence)
+        if calibrate and (final.sensitivity is None or (calibrate_heads and final.record.get(CALIBRATED) == "steps")):
+            counted = measure_sensitivity(runner, model, request, final, heads_too=calibrate_heads, show=show)
+            record = {**final.record, CALIBRATED: "steps and heads" if calibrate_heads else "steps"}
+            final = replace(final, sensitivity=counted.weights, coherence=counted.coherence, record=record)
             if state is not None:
                 write_state(state, final)
     return Found(plan_of(final, rule, max_stages), final)
@@ -191,7 +196,7 @@ def _origin(state: SearchState, rule: Rule | None) -> dict[str, object]:
         "measured_with": settings["rule"],
         **{name: settings[name] for name in taken},
         "projected": settings.get("projected", False),
-        **state.record,
+        **{name: value for name, value in state.record.items() if name != CALIBRATED},
     }
 
 
@@ -223,7 +228,12 @@ def budget_plan_of(
         tile=tuple(settings["tile"]),
         normaliser=normaliser,
         max_stages=max_stages,
-        provenance={"weights": "measured" if measured else "schedule", "spread": spread, **_origin(state, None)},
+        provenance={
+            "weights": "measured" if measured else "schedule",
+            **({CALIBRATED: state.record.get(CALIBRATED, "steps and heads")} if measured else {}),
+            "spread": spread,
+            **_origin(state, None),
+        },
     )
 
 
@@ -282,7 +292,7 @@ def attention_maps(
     recorder = MapRecorder(meter, model.tiling, full, parts, query_tiles)
     before, runner.model.attention = runner.model.attention, recorder
     short = replace(request, steps=min(request.steps or most_steps, most_steps))
-    run = prepare(runner, model, short, dense_stage)
+    run = prepare(runner, model, short, dense_stage, walk=True)
     steps = int(run.steps)
     part_of = np.arange(steps) * parts // steps
     for step in progress(range(steps), "measuring attention maps", "step", show=show):

@@ -101,8 +101,13 @@ class Model:
         return {name: (rows[:-1], rows[-1:]) for name, rows in self._encoded[prompts].items()}
 
 
-def prepare(runner: Runner, model: Model, request: Request, stage_of: Callable[[int, int], int]) -> Denoising:
-    """A denoising run at its first step: text encoded, noise drawn, scheduler set."""
+def prepare(
+    runner: Runner, model: Model, request: Request, stage_of: Callable[[int, int], int], *, walk: bool = False
+) -> Denoising:
+    """A denoising run at its first step: text encoded, noise drawn, scheduler set.
+
+    walk: it is a search's, whose steps stand for equal parts of a run of the model's own number of steps.
+    """
     adapter, checkpoint = model.adapter, model.checkpoint
     sampling = adapter.sampling(checkpoint)
     more = model.texts(request.prompts)
@@ -121,7 +126,7 @@ def prepare(runner: Runner, model: Model, request: Request, stage_of: Callable[[
         stage_of,
         more=more,
         embedded=sampling.cfg == "input",
-        sigmas=None if sampling.sigmas is None else sampling.sigmas(steps),
+        sigmas=sampling.levels(steps, walk=walk),
     )
 
 

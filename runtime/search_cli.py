@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 METHODS = ("sparse-vdit", "budget", *baselines.METHODS)
 TARGETS = ("target_speedup", "target_density", "target_error")
-BUDGET = (*TARGETS, "hardware", "batch", "spread", "calibrate")
+BUDGET = (*TARGETS, "hardware", "batch", "spread", "calibrate", "calibrate_steps")
 """Options of --method budget alone."""
 PAPER = ("lam", "eps", "error_scale")
 """Options of --method sparse-vdit alone."""
@@ -53,6 +53,7 @@ MEASURING = (
     "candidates",
     "query_tiles",
     "calibrate",
+    "calibrate_steps",
     "state",
 )
 """Options that say what to measure; none of them goes with --from-state."""
@@ -94,6 +95,7 @@ def parse_tile(text: str) -> tuple[int, int, int]:
     help=f"budget: how much more errors of early steps weigh (default: as calibrated, else {DEFAULT_SPREAD:g}).",
 )
 @click.option("--calibrate", is_flag=True, help="budget: measure what errors of each step and head do to the end.")
+@click.option("--calibrate-steps", is_flag=True, help="budget: the same of each step alone, in a few passes.")
 @click.option("--lam", type=float, default=DEFAULT_LAM, show_default=True, help="Price of density (lambda).")
 @click.option("--eps", type=float, default=DEFAULT_EPS, show_default=True, help="Loss above which a head stays full.")
 @click.option(
@@ -233,6 +235,8 @@ def _check_method(method: str, given: set[str]) -> None:
             foreign += ("max_stages", "candidates", "without")
             if "density" not in given:
                 raise complain("--density", "nothing", f"a density for {method}")
+    if {"calibrate", "calibrate_steps"} <= given:
+        raise complain("--calibrate", "also --calibrate-steps", "one of them")
     wrong = [name for name in foreign if name in given]
     if wrong:
         raise complain(f"--method {method}", _flags(wrong), "options of this method only", "see docs/search.md")
@@ -293,7 +297,8 @@ def _search(options: dict, rule: Rule, output: Path) -> Plan:
         candidates=specs,
         query_tiles=options["query_tiles"],
         projected=options["method"] == "budget",
-        calibrate=options["calibrate"],
+        calibrate=options["calibrate"] or options["calibrate_steps"],
+        calibrate_heads=options["calibrate"],
         device=options["device"],
         dtype=options["dtype"],
         state=state_file,

@@ -109,11 +109,18 @@ class Trajectory:
 
 
 def measure_sensitivity(
-    runner: TorchRunner, model: Model, request: Request, state: SearchState, *, show: bool = True
+    runner: TorchRunner,
+    model: Model,
+    request: Request,
+    state: SearchState,
+    *,
+    heads_too: bool = True,
+    show: bool = True,
 ) -> Sensitivity:
     """What errors count along the dense trajectory of a finished search; `request` is that search's own.
 
-    `runner` is active and dense. S (S + 3) / 2 + HEAD_STEPS * L * H denoiser passes.
+    `runner` is active and dense. S (S + 3) / 2 denoiser passes and, with heads_too, HEAD_STEPS * L * H more; else all
+    heads of a step count alike.
     """
     measured, tiling = state.measurement(), model.tiling
     steps, layers, heads = measured.power.shape
@@ -125,19 +132,22 @@ def measure_sensitivity(
     attention = ProbeAttention(tiling, masks, runner.device, dense)
     before, runner.model.attention = runner.model.attention, attention
     with torch.inference_mode():
-        trajectory = Trajectory(prepare(runner, model, request, dense_stage))
+        trajectory = Trajectory(prepare(runner, model, request, dense_stage, walk=True))
         final, after = [], np.zeros(steps)
         for step in progress(range(steps), "weighing steps", "step", show=show):
             after[step] = _mean_square(trajectory.leave(step, attention, True))
             final.append(trajectory.finish().ravel())
-        tried = np.unique(np.linspace(0, steps - 1, min(HEAD_STEPS, steps)).round().astype(int))
+        tried = np.unique(np.linspace(0, steps - 1, min(HEAD_STEPS, steps)).round().astype(int)) if heads_too else ()
         alone = np.zeros((len(tried), layers, heads))
-        for number, step in enumerate(progress(tried, "weighing heads", "step", show=show)):
+        for number, step in enumerate(progress(tried, "weighing heads", "step", show=show and heads_too)):
             for layer, head in np.ndindex(layers, heads):
                 alone[number, layer, head] = _mean_square(trajectory.leave(step, attention, (layer, head)))
     runner.model.attention = before
     products = np.array([[np.dot(a, b) for b in final] for a in final], dtype=np.float64) / len(final[0])
-    return Sensitivity(combined(error, np.diag(products), after, tried, alone), cosines(products))
+    weights = by_step(error, np.diag(products))
+    if heads_too:
+        weights = weights * by_head(error, after, tried, alone)
+    return Sensitivity(weights, cosines(products))
 
 
 def _mean_square(values: np.ndarray) -> float:
@@ -153,19 +163,23 @@ def cosines(products: np.ndarray) -> np.ndarray:
     return found
 
 
-def combined(
-    error: np.ndarray, final: np.ndarray, after: np.ndarray, tried: np.ndarray, alone: np.ndarray
-) -> np.ndarray:
-    """[S, L, H] weights from what the runs gave.
+def by_step(error: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """[S, L, H] weights, equal in a step: final [S] over the sum of the probes' relative errors [S, L, H].
 
-    error [S, L, H] relative errors of the probes; final, after [S] errors of the last and of the next latents with all
-    heads under probes at one step; alone [T, L, H] errors of the next latents with one, at the steps `tried` [T].
+    final [S]: errors of the last latents with all heads under probes at one step.
+    """
+    share = final / np.maximum(error, SILENT).sum((1, 2))
+    return np.broadcast_to(share[:, None, None], error.shape)
+
+
+def by_head(error: np.ndarray, after: np.ndarray, tried: np.ndarray, alone: np.ndarray) -> np.ndarray:
+    """[S, L, H] how much more a head counts than one on average: interpolated in its logarithm between steps.
+
+    error [S, L, H] relative errors of the probes; after [S] errors of the next latents with all heads under probes;
+    alone [T, L, H] the same with one, at the steps `tried` [T].
     """
     error = np.maximum(error, SILENT)
-    mean = error.mean((1, 2))
-    # how much more than a head on average: interpolated in its logarithm, free of the step's own scale
-    apart = alone / error[tried] / (after[tried] / mean[tried])[:, None, None]
+    apart = alone / error[tried] / (after / error.sum((1, 2)))[tried][:, None, None]
     logs = np.log(np.maximum(apart, SILENT)).reshape(len(tried), -1)
     every = np.arange(len(error))
-    ratio = np.exp(np.stack([np.interp(every, tried, column) for column in logs.T], 1)).reshape(error.shape)
-    return ratio * (final / mean)[:, None, None]
+    return np.exp(np.stack([np.interp(every, tried, column) for column in logs.T], 1)).reshape(error.shape)

@@ -44,6 +44,14 @@ class Sampling:
     model, which then needs no unconditional row."""
     sigmas: Callable[[int], list[float]] | None = None
     """Noise levels for so many steps; None: the scheduler's own."""
+    walk_sigmas: Callable[[int], list[float]] | None = None
+    """Noise levels of a search in fewer steps than `steps`: those at which equal parts of a whole run begin, since each
+    step of the search stands for such a part. None: the levels of a run of so few steps are that."""
+
+    def levels(self, steps: int, *, walk: bool = False) -> list[float] | None:
+        """Noise levels for a run, or for a search's walk, in so many steps; None: the scheduler's own."""
+        of = self.walk_sigmas if walk and self.walk_sigmas is not None and steps < self.steps else self.sigmas
+        return None if of is None else of(steps)
 
 
 class ModelAdapter(ABC):

@@ -388,6 +388,7 @@ def test_a_calibrated_search_weighs_errors_as_it_measured_them(checkpoint, tmp_p
     plans = {}
     for name, more in (
         ("plain", (*size, "--state", state)),
+        ("steps", (*size, "--state", state, "--calibrate-steps")),
         ("calibrated", (*size, "--state", state, "--calibrate")),
         ("again", ("--from-state", state)),
         ("spread", ("--from-state", state, "--spread", "3")),
@@ -397,4 +398,6 @@ def test_a_calibrated_search_weighs_errors_as_it_measured_them(checkpoint, tmp_p
         plans[name] = read_plan(plan)
     weights = {name: found.provenance["step_weights"] for name, found in plans.items()}
     assert plans["calibrated"].provenance["weights"] == "measured" and weights["calibrated"] != weights["plain"]
+    assert [plans[name].provenance["calibrated"] for name in ("steps", "calibrated")] == ["steps", "steps and heads"]
+    assert weights["steps"] != weights["plain"]
     assert dumps(plans["again"]) == dumps(plans["calibrated"]) and dumps(plans["spread"]) == dumps(plans["plain"])

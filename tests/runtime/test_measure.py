@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from svdit.exporter.models.tiny import adapter as tiny
 from svdit.plans import baselines
 from svdit.plans.budget import Target, weighted_errors
 from svdit.plans.cost import cost_model, read_hardware
@@ -35,6 +36,14 @@ SPECS = {
     "place": {"kind": "multi_diagonal", "rows": 0, "cols": 0},
     "top": {"kind": "stripe", "columns": {"top": 4}},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_runs_have_four_steps():
+    """So that a search of four steps walks along the very levels of `generate` in four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "STEPS", 4)
+        yield
 
 
 def run(adapter, checkpoint, **changes):
@@ -219,6 +228,16 @@ def test_noise_levels_are_the_schedulers(adapter, checkpoint, found):
     signal, noise = noise_levels(found.state)
     np.testing.assert_allclose(noise, scheduler.sigmas.numpy(), rtol=1e-6)
     np.testing.assert_allclose(signal + noise, 1.0)
+
+
+def test_a_search_in_fewer_steps_takes_every_second_level(adapter, checkpoint):
+    """Each of its steps stands for two of a run, and all of them for all: the last one is no shorter than they are."""
+    scheduler = adapter.scheduler(checkpoint)
+    scheduler.set_timesteps(4)
+    noise = noise_levels(run(adapter, checkpoint, steps=2).state)[1]
+    np.testing.assert_allclose(noise, scheduler.sigmas[[0, 2, 4]].numpy(), rtol=1e-6)
+    scheduler.set_timesteps(2)
+    assert scheduler.sigmas[1] < 0.1 * noise[1]
 
 
 def test_noise_levels_of_a_variance_preserving_scheduler(found):

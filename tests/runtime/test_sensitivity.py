@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from svdit.exporter.models.tiny import adapter as tiny
 from svdit.plans.budget import combined_error
 from svdit.plans.errors import SvditError
 from svdit.plans.patterns import pattern_from_json
@@ -13,7 +14,7 @@ from svdit.plans.search import Rule
 from svdit.plans.tiles import Tiling
 from svdit.runtime.measure import search
 from svdit.runtime.pipeline import Model, Request, generate
-from svdit.runtime.sensitivity import combined, cosines, measure_sensitivity, probes
+from svdit.runtime.sensitivity import by_head, by_step, cosines, measure_sensitivity, probes
 from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
 
@@ -25,18 +26,28 @@ SPECS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def whole_runs_have_four_steps():
+    """So that a search of four steps walks along the very levels of `generate` in four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "STEPS", 4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def state(adapter, checkpoint):
     given = {"steps": 4, "tile": TILE, "candidates": SPECS, "projected": True, "show": False}
     return search(adapter, checkpoint, PROMPTS, rule=Rule(dense_steps=1.0), **given).state
 
 
-def test_combined_by_hand():
+def test_weights_by_hand():
     """Two heads, one twice as loud; the second of three steps counts tenfold; the ratio holds between tried steps."""
     error = np.full((3, 1, 2), 0.5)
     final, after = np.array([1.0, 10.0, 1.0]), np.array([3.0, 3.0, 3.0])
     alone = np.array([[[1.0, 2.0]], [[1.0, 2.0]]])
-    found = combined(error, final, after, np.array([0, 2]), alone)
+    steps = by_step(error, final)
+    assert steps[:, 0].tolist() == [[1.0, 1.0], [10.0, 10.0], [1.0, 1.0]]
+    found = steps * by_head(error, after, np.array([0, 2]), alone)
     np.testing.assert_allclose(found[:, 0, 1] / found[:, 0, 0], 2.0)
     np.testing.assert_allclose(found[:, 0, 0] / found[0, 0, 0], [1, 10, 1])
     np.testing.assert_allclose((found * error).sum((1, 2)), final, err_msg="heads that add up give the step's error")
@@ -51,10 +62,10 @@ def test_probes_are_sparse_and_the_best_of_those(state):
         assert chosen[layer, head] == min(allowed, key=lambda m: sums[m])
 
 
-def measured_again(adapter, checkpoint, state):
+def measured_again(adapter, checkpoint, state, **more):
     model = Model(adapter, checkpoint, Tiling(state.geometry, TILE))
     with TorchRunner(adapter, checkpoint, model.tiling, None) as runner:
-        return measure_sensitivity(runner, model, Request(PROMPTS, 0, len(state.error)), state, show=False)
+        return measure_sensitivity(runner, model, Request(PROMPTS, 0, len(state.error)), state, show=False, **more)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +98,16 @@ def test_weights_predict_what_plans_do_to_the_last_latents(adapter, checkpoint, 
     real = np.array([final_error(adapter, checkpoint, sparse_at(state, {step})) for step in range(4)])
     assert np.abs(np.log(predicted / real)).max() < np.log(1.6)
     assert np.log(real).std() > 0.1, "steps differ, so that the weights can be wrong"
+
+
+def test_weights_of_steps_alone_are_those_of_all_heads_together(adapter, checkpoint, state, found):
+    """With every head under its probe both say what the step counts."""
+    alone, measured = measured_again(adapter, checkpoint, state, heads_too=False), state.measurement()
+    assert (alone.weights == alone.weights[:, :1, :1]).all() and not (found.weights == found.weights[:, :1, :1]).all()
+    np.testing.assert_array_equal(alone.coherence, found.coherence)
+    picked = np.take_along_axis(measured.relative(), probes(measured)[None, ..., None], -1)[..., 0]
+    real = np.array([final_error(adapter, checkpoint, sparse_at(state, {step})) for step in range(4)])
+    np.testing.assert_allclose((alone.weights * picked).sum((1, 2)), real, rtol=1e-3)
 
 
 def test_coherence_predicts_two_steps_together(adapter, checkpoint, state, found):

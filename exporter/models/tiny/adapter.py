@@ -59,7 +59,16 @@ class TinyAdapter(WanAdapter):
         return captions.tokens, captions.width
 
     def sampling(self, checkpoint: Path) -> Sampling:
-        return Sampling(STEPS, GUIDANCE_SCALE, partial(self.scheduler, checkpoint), cfg="batch")
+        walk = partial(self._walk_sigmas, checkpoint)
+        return Sampling(STEPS, GUIDANCE_SCALE, partial(self.scheduler, checkpoint), cfg="batch", walk_sigmas=walk)
+
+    def _walk_sigmas(self, checkpoint: Path, steps: int) -> list[float]:
+        """The scheduler's own levels end at almost none, so those of a short run leave its last step nothing to do."""
+        import numpy as np
+
+        scheduler = self.scheduler(checkpoint)
+        levels = np.linspace(scheduler.sigma_max, scheduler.sigma_min, STEPS)  # before the shift, as the scheduler does
+        return levels[np.arange(steps) * STEPS // steps].tolist()
 
     def encode_prompts(self, checkpoint: Path, prompts: list[str]) -> torch.Tensor:
         from svdit.exporter.models.tiny.model import embed_captions

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+SAFE_CAPTURES = (1, 31)
+"""A release that keeps what captured copies from the host read (microsoft/onnxruntime pull request 32121)."""
 UNSUITED = ["GatherSliceToSplitFusion"]
 """Optimisations of ONNX Runtime that are left out: a Split into unlike parts needs pinned memory on the host."""
 BUILD = "build it: scripts/build_kernels.sh with ONNXRUNTIME_ROOT set (docs/onnxruntime.md)"
@@ -64,6 +66,8 @@ class OrtCudaRunner(Runner):
         device = torch.device(self.tensor_device)
         if device.index >= torch.cuda.device_count():
             raise complain("device", self.tensor_device, f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+        if self.cuda_graph and self.batch.most > self.batch.least:
+            check_captures()
         library = onnxruntime_library.find()
         if library is None:
             raise complain(onnxruntime_library.FILE_NAME, "no such file", "the library with CUDA kernels inside", BUILD)
@@ -266,6 +270,23 @@ def require_cuda() -> None:
     if not torch.cuda.is_available():
         raise complain("GPU", "none that torch can use", "an NVIDIA GPU and a torch for CUDA", "use --backend onnxrt")
     ort.preload_dlls()  # CUDA and cuDNN as torch and pip installed them
+
+
+def check_captures() -> None:
+    """Raise SvditError unless a session may capture several graphs.
+
+    Older runtimes reuse the host buffers that captured copies of Concat and Split read, so that one graph's tables end
+    up in another.
+    """
+    import onnxruntime as ort
+
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < SAFE_CAPTURES:
+        raise complain(
+            "onnxruntime-gpu",
+            ort.__version__,
+            f"{'.'.join(map(str, SAFE_CAPTURES))} or newer for one bundle with several numbers of rows",
+            "upgrade it, or export with a fixed --batch",
+        )
 
 
 def check_bundle(bundle: Bundle) -> None:

@@ -139,6 +139,40 @@ def with_gpu(monkeypatch, count: int = 1) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
+@pytest.mark.parametrize(("version", "safe"), [("1.30.2", False), ("1.31.0", True), ("2.0.0", True)])
+def test_several_graphs_need_a_runtime_that_keeps_their_buffers(checkpoint, plan, tmp_path, monkeypatch, version, safe):
+    from svdit.exporter.export import export
+
+    free = export("tiny", plan, tmp_path / "free", checkpoint=checkpoint, precision="bf16", batch="1-2")
+    with_gpu(monkeypatch)
+    monkeypatch.setattr(onnxruntime_library, "find", lambda: None)
+    monkeypatch.setattr(ort, "__version__", version)
+    message = "no such file" if safe else rf"onnxruntime-gpu: got {version}; expected 1\.31 or newer for one bundle"
+    with pytest.raises(SvditError, match=message):
+        make_runner(free, "onnxrt-cuda").activate()
+
+
+@built
+@pytest.mark.parametrize("text", ["Failed to allocate memory for requested buffer of size 42", "CUDA: out of memory"])
+def test_too_little_memory(on_the_cpu, monkeypatch, text):
+    """And the next call starts from the beginning."""
+    feed = {name: torch.from_numpy(array) for name, array in random_feed(on_the_cpu).items()}
+    graph, session = on_the_cpu._graph, on_the_cpu._graph._session
+
+    class Session:
+        io_binding = session.io_binding
+
+        def run_with_iobinding(self, *_):
+            raise RuntimeError(f"Error in execution:\n{text}")
+
+    monkeypatch.setattr(graph, "_session", Session())
+    message = rf"memory of cpu: got '{text}' from ONNX Runtime; expected room for .* of 2 rows; free the GPU"
+    with pytest.raises(SvditError, match=message):
+        on_the_cpu.infer_tensors(feed, 0)
+    monkeypatch.setattr(graph, "_session", session)
+    assert torch.isfinite(on_the_cpu.infer_tensors(feed, 0)["noise_pred"]).all()
+
+
 def test_without_the_library(half, monkeypatch):
     with_gpu(monkeypatch)
     monkeypatch.setattr(onnxruntime_library, "find", lambda: None)

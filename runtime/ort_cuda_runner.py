@@ -76,7 +76,8 @@ class OrtCudaRunner(Runner):
         graph = self.bundle.path / self.bundle.manifest.graphs[0].file
         session = open_session(graph, library, CUDA_PROVIDER, options, marked=self._marked)
         manifest = self.bundle.manifest
-        self._graph = BoundGraph(session, manifest.inputs, self.outputs, device, stream, manifest.batch.most)
+        most = manifest.batch.most
+        self._graph = BoundGraph(session, manifest.inputs, self.outputs, device, stream, most, self.cuda_graph)
 
     def infer_tensors(self, feed: Mapping[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
         """Evaluate once on the GPU's own tensors, without waiting; the results are the caller's.
@@ -105,6 +106,7 @@ class BoundGraph:
     stream           the CUDA stream that the session was made for; None on the CPU
     most             rows that there is room for, where the batch is free: fewer use the beginning of each buffer, and
                      every number of rows is captured on its own
+    captures         the session was made with `enable_cuda_graph`
     """
 
     def __init__(
@@ -115,10 +117,11 @@ class BoundGraph:
         device: torch.device,
         stream: torch.cuda.Stream | None = None,
         most: int = 1,
+        captures: bool = False,
     ) -> None:
         import torch
 
-        self._session, self._device, self._stream = session, device, stream
+        self._session, self._device, self._stream, self._captures = session, device, stream, captures
         self.buffers = {
             spec.name: torch.zeros(spec.sizes(most), dtype=getattr(torch, spec.dtype), device=device)
             for spec in (*inputs, *outputs)
@@ -127,7 +130,7 @@ class BoundGraph:
             stream.wait_stream(torch.cuda.current_stream(device))
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
         self._shapes = {spec.name: spec for spec in inputs}
-        self._bindings: dict[int, Any] = {}
+        self._of_rows: dict[int, tuple[Any, Any]] = {}
 
     def _bind(self, rows: int) -> Any:
         """The addresses for calls of so many rows."""
@@ -140,24 +143,23 @@ class BoundGraph:
 
     def _run(self, rows: int) -> None:
         """One evaluation of what lies in the buffers; the first one of so many rows takes several runs."""
-        binding = self._bindings.get(rows)
         try:
-            if binding is not None:
-                # NOTE without the first entry the session waits for its stream at the end of every run.
-                replay = {"disable_synchronize_execution_providers": "1", "gpu_graph_id": str(rows)}
-                self._session.run_with_iobinding(binding, run_options(replay))
+            if rows in self._of_rows:
+                self._session.run_with_iobinding(*self._of_rows[rows])
                 return
             binding = self._bind(rows)
             # NOTE an ordinary run, then two more and the capture, in which no memory can be allocated: by then the
             # pools have to hold all of it. So these runs wait for the stream at their end, else Concat and Split keep
             # their staging buffers.
-            for graph in ("-1", str(rows)):
+            for graph in ("-1", str(rows)) if self._captures else ("-1",):
                 self._session.run_with_iobinding(binding, run_options({"gpu_graph_id": graph}))
         except Exception as error:  # every failure of this library is an unrelated exception class
             if re.search("failed to allocate memory|out of memory", str(error), re.IGNORECASE):
                 raise self._out_of_memory(rows, error) from error
             raise
-        self._bindings[rows] = binding
+        # NOTE without the first entry the session waits for its stream at the end of every run.
+        later = {"disable_synchronize_execution_providers": "1", "gpu_graph_id": str(rows)}
+        self._of_rows[rows] = binding, run_options(later)
 
     def _out_of_memory(self, rows: int, error: Exception) -> SvditError:
         import torch

@@ -305,9 +305,10 @@ def _fit(rows: list[Row]) -> tuple[dict[str, float], float]:
         ratio = steps / columns["slices"]
         if ratio.max() >= APART * ratio.min():
             columns["steps"] = steps
-        listed = np.array([row.pairs(row.listed or 0.0) for row in rows])
-        if (listed < columns["slices"]).any() and (listed > 0).any() and len(rows) > len(columns) + 1:
-            columns["listed"] = listed
+        if all(row.listed is not None for row in rows) and len(rows) > len(columns) + 1:
+            listed = np.array([row.pairs(row.listed) for row in rows])
+            if (listed < columns["slices"]).any() and (listed > 0).any():
+                columns["listed"] = listed
     else:
         columns = {"pairs": np.array([row.pairs(row.density) for row in rows])}
     first = next(iter(columns.values()))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,10 +82,13 @@ class SearchState:
 
         Raises SvditError for a glob that no mode matches, and when none is left.
         """
+        out: set[str] = set()
         for glob in globs:
-            if not fnmatch.filter(self.modes, glob):
+            matched = {name for name in self.modes if fnmatchcase(name, glob)}
+            if not matched:
                 raise complain("without", repr(glob), f"a name or glob of its {len(self.modes)} candidates")
-        left = [i for i, name in enumerate(self.modes) if not any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+            out |= matched
+        left = [i for i, name in enumerate(self.modes) if name not in out]
         if not left:
             raise complain("without", f"all {len(self.modes)} candidates", "at least one that stays")
         return replace(

@@ -137,17 +137,23 @@ def measure_sensitivity(
         for step in progress(range(steps), "weighing steps", "step", show=show):
             after[step] = _mean_square(trajectory.leave(step, attention, True))
             final.append(trajectory.finish().ravel())
-        tried = np.unique(np.linspace(0, steps - 1, min(HEAD_STEPS, steps)).round().astype(int)) if heads_too else ()
-        alone = np.zeros((len(tried), layers, heads))
-        for number, step in enumerate(progress(tried, "weighing heads", "step", show=show and heads_too)):
-            for layer, head in np.ndindex(layers, heads):
-                alone[number, layer, head] = _mean_square(trajectory.leave(step, attention, (layer, head)))
+        ratio = by_head(error, after, *_heads_alone(trajectory, attention, error.shape, show)) if heads_too else 1.0
     runner.model.attention = before
     products = np.array([[np.dot(a, b) for b in final] for a in final], dtype=np.float64) / len(final[0])
-    weights = by_step(error, np.diag(products))
-    if heads_too:
-        weights = weights * by_head(error, after, tried, alone)
-    return Sensitivity(weights, cosines(products))
+    return Sensitivity(by_step(error, np.diag(products)) * ratio, cosines(products))
+
+
+def _heads_alone(
+    trajectory: Trajectory, attention: ProbeAttention, shape: tuple[int, int, int], show: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that were tried [T], and errors [T, L, H] of the next latents with one head under its probe."""
+    steps, layers, heads = shape
+    tried = np.unique(np.linspace(0, steps - 1, min(HEAD_STEPS, steps)).round().astype(int))
+    alone = np.zeros((len(tried), layers, heads))
+    for number, step in enumerate(progress(tried, "weighing heads", "step", show=show)):
+        for layer, head in np.ndindex(layers, heads):
+            alone[number, layer, head] = _mean_square(trajectory.leave(step, attention, (layer, head)))
+    return tried, alone
 
 
 def _mean_square(values: np.ndarray) -> float:

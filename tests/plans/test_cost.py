@@ -112,6 +112,8 @@ def test_recovers_the_price_of_lists(tmp_path):
     tiling = Tiling(geometry, (4, 4, 8))
     work = head_work(tiling, [tiling.mask(Diagonal(frames=0))])
     assert cost.heads_ms(work) == pytest.approx(unit / 24 * 1.1e-9 * work.slices, rel=1e-5)
+    del rows[1]["listed"]
+    assert cost_model(table(tmp_path, rows), "unknown", geometry).listed_ms == 0, "not every row says it"
 
 
 def test_a_pass_of_more_rows(tmp_path):

@@ -50,3 +50,13 @@ def bundles(checkpoint, plan, tmp_path_factory):
     for name, variant in (("portable", "portable"), ("portable-dense", "dense"), ("plugin", "plugin")):
         export("tiny", plan, folder / name, checkpoint=checkpoint, variant=variant)
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole_runs_have_four_steps():
+    """A search of `tiny` in four steps then walks along the very levels of `generate` in four."""
+    from svdit.exporter.models.tiny import adapter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter, "STEPS", 4)
+        yield

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from svdit.exporter.models.tiny import adapter as tiny
 from svdit.plans import baselines
 from svdit.plans.budget import Target, weighted_errors
 from svdit.plans.cost import cost_model, read_hardware
@@ -28,6 +27,7 @@ from svdit.runtime.torch_runner import TorchRunner
 from tests.plans.search_states import hardware_file
 from tests.runtime.conftest import PROMPTS, TILE
 
+pytestmark = pytest.mark.usefixtures("whole_runs_have_four_steps")
 RULE = Rule(0.5, 0.4, 10.0, dense_steps=0.0)
 SPECS = {
     "skip": {"kind": "skip"},
@@ -36,14 +36,6 @@ SPECS = {
     "place": {"kind": "multi_diagonal", "rows": 0, "cols": 0},
     "top": {"kind": "stripe", "columns": {"top": 4}},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def whole_runs_have_four_steps():
-    """So that a search of four steps walks along the very levels of `generate` in four."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny, "STEPS", 4)
-        yield
 
 
 def run(adapter, checkpoint, **changes):

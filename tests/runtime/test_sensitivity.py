@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from svdit.exporter.models.tiny import adapter as tiny
 from svdit.plans.budget import combined_error
 from svdit.plans.errors import SvditError
 from svdit.plans.patterns import pattern_from_json
@@ -18,20 +17,13 @@ from svdit.runtime.sensitivity import by_head, by_step, cosines, measure_sensiti
 from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
 
+pytestmark = pytest.mark.usefixtures("whole_runs_have_four_steps")
 SPECS = {
     "skip": {"kind": "skip"},
     "band": {"kind": "diagonal", "frames": 0},
     "wide": {"kind": "diagonal", "frames": 1},
     "place": {"kind": "multi_diagonal", "rows": 0, "cols": 0},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def whole_runs_have_four_steps():
-    """So that a search of four steps walks along the very levels of `generate` in four."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny, "STEPS", 4)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """A plan for a speed-up, a density or an error: stages and patterns chosen together for the whole trajectory.
 
 Errors are the sum over steps, layers and heads of relative errors, each weighted (`plans.dynamics`, or as measured by
-`runtime.sensitivity`). Where the coherence of steps was measured, errors E_i of steps are not added but combined as
-sum over i, j of coherence_ij * sqrt(E_i * E_j): errors of two steps that point the same way grow like amplitudes.
+`runtime.sensitivity`). Where the coherence of steps was measured, errors E_i of steps are not added but combined, in
+each video p, as sum over i, j of coherence_pij * sqrt(E_i * E_j): errors of two steps that point the same way grow like
+amplitudes. A plan's error is then the geometric mean over videos, so that its logarithm goes like a mean PSNR.
 Costs are additive (`plans.cost`, or kept pairs for a density). For one price per unit of cost the best stages and
 patterns are found exactly by `plans.stages.merge`; the price is driven to the target, then, with the cuts between
 stages fixed, `plans.optimum.select` finds the best patterns exactly.
 
-Shape letters: S steps, L layers, H heads, M modes; `full` is mode M.
+Shape letters: P videos, S steps, L layers, H heads, M modes; `full` is mode M.
 """
 
 from __future__ import annotations
@@ -123,14 +124,18 @@ def sampling_deviation(
 
 
 def combined_error(by_step: np.ndarray, coherence: np.ndarray) -> float:
-    """The error of a whole plan from those of its steps [S], under coherence [S, S]."""
+    """The error of a whole plan from those of its steps [S], under coherence [P, S, S]; 0 where a video has none."""
     amplitude = np.sqrt(by_step)
-    return float(amplitude @ coherence @ amplitude)
+    videos = coherence @ amplitude @ amplitude
+    return float(np.exp(np.log(videos).mean())) if (videos > 0).all() else 0.0
 
 
 def tangent(by_step: np.ndarray, coherence: np.ndarray) -> np.ndarray:
-    """[S] slopes of the combined error at errors [S], not all 0; their product, summed, is the combined error."""
-    return coherence @ np.sqrt(by_step) / np.sqrt(np.maximum(by_step, SMALL * by_step.max()))
+    """[S] slopes of the combined error at errors [S] that make one; their product, summed, is the combined error."""
+    amplitude = np.sqrt(by_step)
+    pull = coherence @ amplitude
+    mean = (pull / (pull @ amplitude)[:, None]).mean(0)
+    return combined_error(by_step, coherence) * mean / np.sqrt(np.maximum(by_step, SMALL * by_step.max()))
 
 
 def errors_by_step(table: np.ndarray, segments: list[Segment]) -> np.ndarray:
@@ -159,7 +164,7 @@ def optimise_coherent(
             if best is not None and aim >= (best[1] if limit is None else best[0].cost) * (1 - ENOUGH):
                 break
             best = found, combined
-        if not by_step.any():
+        if not combined:
             break
         slopes = tangent(by_step, coherence)
     assert best is not None  # the second round keeps to the limit of its tangent, and so to the limit
@@ -235,7 +240,8 @@ def budget_plan(
 ) -> Plan:
     """The best plan for a target. `cost` is needed for all but a density; with it the plan says its predicted speed.
 
-    weights [S] or [S, L, H] as for `weighted_errors`; coherence [S, S] of the steps' errors (None: they add up).
+    weights [S] or [S, L, H] as for `weighted_errors`; coherence [P, S, S] of the steps' errors. None: they
+    add up.
     """
     density = mode_density(measured)
     error = weighted_errors(measured, weights, normaliser)

@@ -37,7 +37,7 @@ class SearchState:
     error [S, L, H, M], power [S, L, H], sparsity [L, H, M], layer_power [S, L] and deviation [S, L, H, M] as in
     `plans.search.Measurement`; latents [P, C, f, h, w]; `scheduler` as in `runtime.scheduler_state`. maps
     [L, H, m, m]: attention maps (`plans.maps`) summed over the steps so far, each divided by S. sensitivity [S, L, H],
-    coherence [S, S]: what errors count in the end (`runtime.sensitivity.Sensitivity`). None: not in the file.
+    coherence [P, S, S]: what errors count in the end (`runtime.sensitivity.Sensitivity`). None: not in the file.
     """
 
     settings: dict
@@ -146,6 +146,8 @@ def read_state(path: Path) -> SearchState:
         raise complain(f"{path}: version", shown(head.get("version")), str(VERSION), hint)
     tiles = {name: arrays.pop(name) for name in list(arrays) if name.startswith(TILES)}
     optional = {name: arrays.pop(name, None) for name in OPTIONAL}
+    if optional["coherence"] is not None and optional["coherence"].ndim == 2:  # of older files: one for all videos
+        optional["coherence"] = optional["coherence"][None]
     try:
         patterns = tuple(
             _unpacked(tiles[f"{TILES}{i}"]) if stored is None else _pattern_from(stored)

@@ -8,7 +8,8 @@
 For each tile shape: one measuring walk (paper mode), then for each number of stages, share of dense steps and
 density (and for each lam, eps pair) the choice is made again from the stored errors, the videos of the held-out
 prompts are drawn with dense and with the plan's attention from the same noise, and PSNR over all pixels is taken.
-`--prompts search` judges on the prompts and noise that the plans were searched with.
+`--prompts search` judges on the prompts and noise that the plans were searched with, `--prompts FILE --seed N` on
+others.
 Writes DIR/*.plan.json, DIR/*.search.npz and DIR/sweep.json after every plan, so that an interrupted sweep keeps
 what it has.
 """
@@ -31,6 +32,7 @@ from svdit.plans.tiles import Tiling
 from svdit.runtime.candidates import default_candidates
 from svdit.runtime.measure import plan_of, search
 from svdit.runtime.pipeline import generate
+from svdit.runtime.prompt_options import collect_prompts
 from svdit.runtime.torch_runner import checkpoint_of
 
 SEARCH_PROMPTS = ["red circle moving right", "fast blue square moving up-left", "slow green triangle moving down",
@@ -91,7 +93,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--count", type=int, default=8, help="test prompts")
     parser.add_argument("--judge", type=Path, nargs="+", metavar="PLAN", help="judge these plans instead of searching")
-    parser.add_argument("--prompts", choices=("test", "search"), default="test", help="videos to judge by")
+    parser.add_argument("--prompts", default="test", help="videos to judge by: test, search or a file, a prompt a line")
+    parser.add_argument("--seed", type=int, help=f"of the first video (default: test {TEST_SEED}, else 0)")
     parser.add_argument("--attention", default="masked", help="of the plans: masked, op or auto (the built kernel)")
     parser.add_argument("--videos", action="store_true", help="also write the videos, as DIR/*.npz")
     args = parser.parse_args()
@@ -103,7 +106,9 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     adapter, began, rows = registry.adapter("tiny"), time.time(), []
-    prompts, seed = {"test": (TEST_PROMPTS[:args.count], TEST_SEED), "search": (SEARCH_PROMPTS, 0)}[args.prompts]
+    known = {"test": TEST_PROMPTS[:args.count], "search": SEARCH_PROMPTS}
+    prompts = known.get(args.prompts) or collect_prompts((), Path(args.prompts))
+    seed = args.seed if args.seed is not None else TEST_SEED if args.prompts == "test" else 0
 
     def videos(plan=None):
         return generate(adapter, args.checkpoint, prompts, plan=plan, seed=seed, steps=args.steps,

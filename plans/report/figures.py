@@ -33,7 +33,7 @@ class Entry:
     """A plan with the state that its patterns were measured in, and how its errors and times are counted.
 
     weights    [S] or [S, L, H] of errors
-    coherence  [S, S] of the steps' errors; None: they add up
+    coherence  [P, S, S] of the steps' errors; None: they add up
     cost       the cost model of its size
     sha256     of the files that it was read from, by name
     """

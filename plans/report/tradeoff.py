@@ -2,7 +2,7 @@
 
 Errors are weighted mean relative errors, combined under the coherence of steps where that was measured
 (`plans.budget`); costs are those of `plans.cost`.
-Shape letters: S steps, L layers, H heads, M modes (`full` is mode M), G stages of a plan.
+Shape letters: P videos, S steps, L layers, H heads, M modes (`full` is mode M), G stages of a plan.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def standing(
 
     weights    [S] or [S, L, H], as in `plans.budget.weighted_errors`
     heads_ms   [L, H, M + 1]: milliseconds of every mode (`plans.budget.mode_ms`)
-    coherence  [S, S] of the steps' errors; each counts by the slope that it has at this plan. None: they add up
+    coherence  [P, S, S] of the steps' errors; each counts by the slope that it has at this plan. None: they add up
     """
     modes = chosen_modes(plan, measured)
     steps = len(measured.error)
@@ -130,7 +130,9 @@ def standing(
 
 def _slopes(by_step: np.ndarray, coherence: np.ndarray | None) -> np.ndarray:
     """[S] by which errors [S] of steps count in their sum."""
-    return np.ones(len(by_step)) if coherence is None or not by_step.any() else tangent(by_step, coherence)
+    if coherence is None or not combined_error(by_step, coherence):
+        return np.ones(len(by_step))
+    return tangent(by_step, coherence)
 
 
 def chosen_modes(plan: Plan, measured: Measurement) -> np.ndarray:
@@ -168,7 +170,8 @@ def best_places(
     """Corners of the lower convex hull of all plans, cheapest first: each has the least error at its cost.
 
     error [S, L, H, M + 1]: `plans.budget.weighted_errors`; heads_ms [L, H, M + 1]; fixed_ms: what no plan changes.
-    Under a coherence [S, S] corners are local minima, found by following tangents (`plans.budget.optimise_coherent`).
+    Under a coherence [P, S, S] corners are local minima, found by following tangents
+    (`plans.budget.optimise_coherent`).
     """
     heads = np.broadcast_to(heads_ms / len(error), error.shape)
     steep = STEEP * float(error.max(-1).sum()) / max(float(heads.max(-1).sum()), 1e-300)
@@ -222,7 +225,7 @@ def least_error(
 ) -> float:
     """The least error of all plans whose heads take at most `limit_ms` a pass, within the optimiser's proven gap.
 
-    Under a coherence [S, S]: of a local minimum.
+    Under a coherence [P, S, S]: of a local minimum.
     """
 
     def solve(table: np.ndarray) -> Budget:

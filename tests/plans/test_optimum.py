@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from svdit.plans.budget import combined_error, errors_by_step, optimise, optimise_coherent
+from svdit.plans.budget import combined_error, errors_by_step, optimise, optimise_coherent, tangent
 from svdit.plans.errors import SvditError
 from svdit.plans.optimum import relative_gap, select
 
@@ -184,9 +184,11 @@ def test_least_cost_for_an_error(problem):
 def coherent_trajectories(draw):
     error, cost, limit, max_stages = trajectories(draw)
     steps = len(error)
-    sides = draw(arrays(np.float64, (steps, 3), elements=st.integers(0, 3).map(float))) + 0.1
-    sides /= np.linalg.norm(sides, axis=1, keepdims=True)  # cosines of vectors without negative parts
-    return error, cost, limit, max_stages, sides @ sides.T
+    videos = draw(st.integers(1, 3))
+    sides = draw(arrays(np.float64, (videos, steps, 3), elements=st.integers(0, 3).map(float))) + 0.1
+    length = np.linalg.norm(sides, axis=2, keepdims=True)  # cosines of vectors without negative parts, times
+    sides *= np.exp(np.log(length).mean(0)) ** -1  # lengths whose geometric mean over videos is 1
+    return error, cost, limit, max_stages, sides @ sides.transpose(0, 2, 1)
 
 
 @QUICK
@@ -226,8 +228,8 @@ def test_coherent_steps_keep_a_limit_on_the_error(problem):
 def test_coherence_moves_error_to_a_step_that_stands_alone():
     """One head, half of four steps to keep. Errors of the first three steps add up like amplitudes, the last apart."""
     error = np.array([1.0, 1.1, 1.3, 1.25])[:, None, None, None] * np.array([1.0, 0.0])
-    coherence = np.eye(4)
-    coherence[:3, :3] = 1.0
+    coherence = np.eye(4)[None]
+    coherence[:, :3, :3] = 1.0
 
     def solve(table):
         return optimise(table, np.array([[[0.0, 1.0]]]), 0.5, 4, limited="cost", subject="density")
@@ -236,6 +238,36 @@ def test_coherence_moves_error_to_a_step_that_stands_alone():
     assert errors_by_step(error, additive.segments).tolist() == [1.0, 1.1, 0, 0]
     found, combined = optimise_coherent(error, coherence, solve, None)
     assert errors_by_step(error, found.segments).tolist() == [1.0, 0, 0, 1.25] and combined == pytest.approx(2.25)
+
+
+def test_a_plan_is_chosen_by_the_geometric_mean_over_videos():
+    """Two steps, one to keep. By the mean over videos the first counts 2.005 and the second 1; a mean PSNR says 0.2."""
+    error = np.ones((2, 1, 1, 2)) * np.array([1.0, 0.0])
+    coherence = np.array([np.diag([4.0, 1.0]), np.diag([0.01, 1.0])])
+
+    def solve(table):
+        return optimise(table, np.array([[[0.0, 1.0]]]), 0.5, 2, limited="cost", subject="density")
+
+    loud = error * np.array([2.005, 1.0])[:, None, None, None]
+    assert errors_by_step(error, solve(loud).segments).tolist() == [0.0, 1.0]
+    found, combined = optimise_coherent(error, coherence, solve, None)
+    assert errors_by_step(error, found.segments).tolist() == [1.0, 0.0]
+    assert combined == pytest.approx(0.2) and -10 * np.log10(combined) == pytest.approx(-5 * np.log10([4, 0.01]).sum())
+
+
+@QUICK
+@given(st.composite(coherent_trajectories)())
+def test_slopes_of_the_combined_error(problem):
+    """By differences in float64; the tangent through a choice is nowhere below the error of another one."""
+    error, *_, coherence = problem
+    here, there = error.max((1, 3)).sum(1) + 0.5, error.mean((1, 3)).sum(1) + 0.1
+    slopes = tangent(here, coherence)
+    assert slopes @ here == pytest.approx(combined_error(here, coherence))
+    for step in range(len(here)):
+        moved = np.eye(len(here))[step] * here[step] * 1e-5
+        risen = combined_error(here + moved, coherence) - combined_error(here - moved, coherence)
+        assert slopes[step] == pytest.approx(risen / (2 * moved[step]), rel=1e-5)
+    assert slopes @ there >= combined_error(there, coherence) * (1 - 1e-9)
 
 
 def test_seconds_for_a_large_model():

@@ -17,7 +17,7 @@ from svdit.plans.errors import SvditError
 from svdit.plans.patterns import Tiles
 from svdit.plans.schema import dumps
 from svdit.plans.search import Rule, loss_table, mode_density, rule_for_density
-from svdit.plans.search_state import read_state
+from svdit.plans.search_state import read_state, write_state
 from svdit.plans.stages import merge
 from svdit.plans.tiles import Tiling
 from svdit.runtime import measure
@@ -212,6 +212,18 @@ def test_a_state_keeps_the_tiles_of_every_head(adapter, checkpoint, tmp_path):
     written = run(adapter, checkpoint, candidates=specs, state=state).state
     assert read_state(state).patterns == written.patterns and isinstance(written.patterns[0][1][1], Tiles)
     assert dumps(plan_of(read_state(state), RULE, 2)) == dumps(plan_of(written, RULE, 2))
+
+
+def test_states_from_before_videos_were_told_apart_are_read(found, tmp_path):
+    """Their one coherence [S, S] holds for every video."""
+    steps = found.state.steps
+    kept = {"sensitivity": np.full((steps, *found.state.power.shape[1:]), 2.0), "coherence": np.eye(steps) * 0.5 + 0.5}
+    write_state(tmp_path / "old.search.npz", replace(found.state, **kept))
+    read = read_state(tmp_path / "old.search.npz")
+    assert read.coherence.shape == (1, steps, steps)
+    three = replace(read, coherence=np.stack([read.coherence[0]] * 3))
+    plan, again = (budget_plan_of(state, Target("density", 0.5), max_stages=2) for state in (read, three))
+    assert plan == again and plan.provenance["combined_error"] > plan.provenance["weighted_error"]
 
 
 def test_noise_levels_are_the_schedulers(adapter, checkpoint, found):

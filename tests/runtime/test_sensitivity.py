@@ -13,7 +13,15 @@ from svdit.plans.search import Rule
 from svdit.plans.tiles import Tiling
 from svdit.runtime.measure import search
 from svdit.runtime.pipeline import Model, Request, generate
-from svdit.runtime.sensitivity import by_head, by_step, cosines, measure_sensitivity, probes
+from svdit.runtime.sensitivity import (
+    by_head,
+    by_step,
+    coherences,
+    measure_sensitivity,
+    probes,
+    scalar_products,
+    typical,
+)
 from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
 
@@ -77,8 +85,10 @@ def sparse_at(state, steps: set[int]) -> Plan:
 
 
 def final_error(adapter, checkpoint, plan: Plan) -> float:
+    """Geometric mean over the videos."""
     dense = generate(adapter, checkpoint, PROMPTS, tile=TILE, steps=4).latents.astype(np.float64)
-    return float(np.square(generate(adapter, checkpoint, PROMPTS, plan=plan, steps=4).latents - dense).mean())
+    apart = np.square(generate(adapter, checkpoint, PROMPTS, plan=plan, steps=4).latents - dense)
+    return float(np.prod([video.mean() for video in apart]) ** (1 / len(PROMPTS)))
 
 
 def test_weights_predict_what_plans_do_to_the_last_latents(adapter, checkpoint, state, found):
@@ -105,7 +115,9 @@ def test_weights_of_steps_alone_are_those_of_all_heads_together(adapter, checkpo
 def test_coherence_predicts_two_steps_together(adapter, checkpoint, state, found):
     """Nearer to the error of a plan sparse at two steps than the sum of its two errors is, or as near."""
     real = np.array([final_error(adapter, checkpoint, sparse_at(state, {step})) for step in range(4)])
-    assert np.diag(found.coherence).tolist() == [1.0] * 4 and (found.coherence == found.coherence.T).all()
+    own = np.diagonal(found.coherence, axis1=1, axis2=2)
+    np.testing.assert_allclose(own.prod(0), 1.0, err_msg="of videos beside a typical one")
+    assert (found.coherence == found.coherence.transpose(0, 2, 1)).all()
     for pair in ((1, 2), (2, 3)):
         both = final_error(adapter, checkpoint, sparse_at(state, set(pair)))
         on = np.isin(np.arange(4), pair)
@@ -113,10 +125,32 @@ def test_coherence_predicts_two_steps_together(adapter, checkpoint, state, found
         assert abs(np.log(combined_both / both)) <= abs(np.log(real[on].sum() / both)) + 0.1
 
 
-def test_cosines_by_hand():
+def test_coherences_by_hand():
+    """Squares in the second video are 16 times those of the first. Step 2 goes against step 0, step 3 does nothing."""
     products = np.array([[4.0, 2.0, -1.0, 0.0], [2.0, 4.0, 0.0, 0.0], [-1.0, 0.0, 1.0, 0.0], [0.0] * 4])
-    expected = [[1, 0.5, 0, 0], [0.5, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    np.testing.assert_allclose(cosines(products), expected)
+    expected = np.array([[1, 0.5, 0, 0], [0.5, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(coherences(products[None])[0], expected)
+    louder = np.where(np.eye(4) * np.arange(4) == 3, 1, 4)
+    found = coherences(np.stack([products, products * 16]))
+    np.testing.assert_allclose(found, [expected / louder, expected * louder])
+
+
+def test_scalar_products_are_of_each_video():
+    changes = np.random.default_rng(3).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    found = scalar_products(changes)
+    assert found.shape == (2, 3, 3) and found.dtype == np.float64
+    for video, a, b in np.ndindex(2, 3, 3):
+        expected = sum(x * y for x, y in zip(changes[video, a].ravel(), changes[video, b].ravel(), strict=True)) / 35
+        assert found[video, a, b] == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_odd_video_moves_a_typical_error_little():
+    np.testing.assert_allclose(typical(np.array([[1.0, 3.0], [100.0, 3.0]])), [10.0, 3.0])
+    assert typical(np.array([0.0, 0.0])) == 0.0
+    np.testing.assert_allclose(typical(np.array([0.0, 4.0])), 4e-6, err_msg="a video without an error")
+    videos = np.array([2.0, 3.0, 2.5, 2.0, 80.0])
+    decibel = np.mean(-10 * np.log10(videos))
+    assert -10 * np.log10(typical(videos)) == pytest.approx(decibel), "a mean PSNR goes by it"
 
 
 def test_sensitivity_is_deterministic(adapter, checkpoint, state, found):

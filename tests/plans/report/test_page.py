@@ -409,9 +409,9 @@ def test_measured_weights_count_for_every_plan_on_the_curve(folder, state):
 
 def test_coherent_steps_are_combined_on_the_whole_page(folder, state):
     """Of a state that measured it: the error of every plan, and what the page says about its curve."""
-    sides = np.random.default_rng(2).random((STEPS, 3))
-    sides /= np.linalg.norm(sides, axis=1, keepdims=True)
-    state = replace(state, sensitivity=np.random.default_rng(5).random((STEPS, 2, 3)), coherence=sides @ sides.T)
+    sides = np.random.default_rng(2).random((2, STEPS, 3))
+    coherence = sides @ sides.transpose(0, 2, 1)
+    state = replace(state, sensitivity=np.random.default_rng(5).random((STEPS, 2, 3)), coherence=coherence)
     path = written(folder, "coherent", paper_plan(state, 0.5), state)
     done = run("report", path, "-o", folder / "coherent.html", "--json", folder / "coherent.json")
     assert done.exit_code == 0, done.output
@@ -422,7 +422,7 @@ def test_coherent_steps_are_combined_on_the_whole_page(folder, state):
             mode = [data.pattern(m, layer, head) for m in range(4)].index(pattern)
             share = data.error[step, layer, head, mode] / data.power[step, layer].mean()
             by_step[step] += share * state.sensitivity[step, layer, head] / state.sensitivity.sum()
-    truth = float((state.coherence * np.sqrt(np.outer(by_step, by_step))).sum())
+    truth = float(np.prod((coherence * np.sqrt(np.outer(by_step, by_step))).sum((1, 2))) ** 0.5)
     figures = json.loads((folder / "coherent.json").read_text())
     assert figures["attention_error"] == pytest.approx(truth, rel=1e-5)
     assert figures["least_error_at_this_cost"] <= truth * (1 + 1e-9)

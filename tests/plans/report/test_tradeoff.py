@@ -61,22 +61,26 @@ def test_a_plan_stands_where_sums_put_it(lam, normaliser):
 
 
 def coherence_of(steps: int) -> np.ndarray:
-    """Cosines of vectors without negative parts."""
-    sides = np.random.default_rng(9).random((steps, 3)) + 0.1
-    sides /= np.linalg.norm(sides, axis=1, keepdims=True)
-    return sides @ sides.T
+    """[2, S, S]: products of vectors without negative parts, of two videos."""
+    sides = np.random.default_rng(9).random((2, steps, 3)) + 0.1
+    return sides @ sides.transpose(0, 2, 1)
 
 
 def test_errors_of_coherent_steps_are_parts_of_the_combined_one():
-    """sum over i, j of C_ij sqrt(E_i E_j): step i has the terms with i, its heads shares as their own errors are."""
+    """E_p = sum over i, j of C_pij sqrt(E_i E_j): of a video's error step i has the terms with i.
+
+    Of the geometric mean of the videos it has its mean share, its heads shares as their own errors are.
+    """
     state, coherence = search_state(), coherence_of(STEPS)
     plan = paper_plan(state, 0.5)
     _, _, _, by_step = by_hand(plan, state, "layer")
     table = mode_ms(COST, state.measurement(), plan.tiling())
     found = standing(plan, state.measurement(), WEIGHTS, "layer", table, coherence)
     terms = coherence * np.sqrt(np.outer(by_step, by_step))
-    assert found.total_error == pytest.approx(terms.sum(), rel=1e-5)
-    np.testing.assert_allclose(found.by_step, terms.sum(1), rtol=1e-5)
+    first, second = terms.sum((1, 2))
+    assert found.total_error == pytest.approx((first * second) ** 0.5, rel=1e-5)
+    share = terms[0].sum(1) / first / 2 + terms[1].sum(1) / second / 2
+    np.testing.assert_allclose(found.by_step, share * (first * second) ** 0.5, rtol=1e-5)
     additive = stand(plan, state.measurement())
     np.testing.assert_allclose(found.relative, additive.relative)
     assert found.error.sum((1, 2)) == pytest.approx([found.by_step[a:b].sum() for a, b in stage_steps(plan)])
@@ -120,7 +124,7 @@ DENSITY = np.broadcast_to([0.1, 0.6, 1.0], (1, 2, 3))
 
 def every_plan(data: Measurement, cost: CostModel, weights: np.ndarray, max_stages: int, coherence=None):
     """(ms, error) of every plan with at most max_stages stages; coherence None: errors of steps add up."""
-    density, coherence = [0.1, 0.6, 1.0], np.eye(3) if coherence is None else coherence
+    density, coherence = [0.1, 0.6, 1.0], np.eye(3)[None] if coherence is None else coherence
     for cuts in itertools.chain.from_iterable(itertools.combinations((1, 2), n) for n in range(max_stages)):
         stages = list(itertools.pairwise([0, *cuts, 3]))
         for choice in itertools.product(range(3), repeat=2 * len(stages)):
@@ -131,7 +135,8 @@ def every_plan(data: Measurement, cost: CostModel, weights: np.ndarray, max_stag
                     time += float(cost.heads_ms(HeadWork(density[mode]))) * (b - a) / 3
                     if mode < 2:
                         by_step[a:b] += weights[a:b] * data.error[a:b, 0, head, mode] / weights.sum() / 2
-            yield cost.fixed_ms + time, float((coherence * np.sqrt(np.outer(by_step, by_step))).sum())
+            videos = (coherence * np.sqrt(np.outer(by_step, by_step))).sum((1, 2))
+            yield cost.fixed_ms + time, float(np.prod(videos) ** (1 / len(videos)))
 
 
 @pytest.mark.parametrize("max_stages", [1, 2, 3])

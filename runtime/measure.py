@@ -49,7 +49,7 @@ from svdit.runtime.progress import progress
 from svdit.runtime.projections import output_weights
 from svdit.runtime.scheduler_state import load_scheduler, save_scheduler
 from svdit.runtime.search_attention import ChoosingAttention, MapRecorder, full_attention
-from svdit.runtime.sensitivity import measure_sensitivity
+from svdit.runtime.sensitivity import Track, measure_sensitivity
 from svdit.runtime.tile_errors import TileErrorMeter
 from svdit.runtime.torch_runner import TorchRunner, check_device, checkpoint_of
 
@@ -158,9 +158,13 @@ def search(
             seed=request.seed,
             weights=output_weights(runner.model) if projected else None,
         )
-        final = _walk(found, runner, run, hook, path=state, show=show)
+        fresh = calibrate and not found.done and rule.is_dense(int(run.steps) - 1, int(run.steps))
+        track = Track() if fresh else None
+        final = _walk(found, runner, run, hook, path=state, track=track, show=show)
         if calibrate and (final.sensitivity is None or (calibrate_heads and final.record.get(CALIBRATED) == "steps")):
-            counted = measure_sensitivity(runner, model, request, final, heads_too=calibrate_heads, show=show)
+            counted = measure_sensitivity(
+                runner, model, request, final, heads_too=calibrate_heads, track=track, show=show
+            )
             record = {**final.record, CALIBRATED: "steps and heads" if calibrate_heads else "steps"}
             final = replace(final, sensitivity=counted.weights, coherence=counted.coherence, record=record)
             if state is not None:
@@ -324,10 +328,19 @@ def _maps(
 
 
 def _walk(
-    state: SearchState, runner: TorchRunner, run: Denoising, hook: ChoosingAttention, *, path: Path | None, show: bool
+    state: SearchState,
+    runner: TorchRunner,
+    run: Denoising,
+    hook: ChoosingAttention,
+    *,
+    path: Path | None,
+    track: Track | None,
+    show: bool,
 ) -> SearchState:
-    """Measure the steps that are missing, one after another; `path` is rewritten after each."""
+    """Measure the steps that are missing, one after another; `path` is rewritten after each, `track` kept up."""
     runner.model.attention = hook
+    if track is not None:
+        track.keep(run)
     if state.done:
         run.resume(state.done, torch.from_numpy(state.latents))
         load_scheduler(run.scheduler, state.scheduler)
@@ -335,6 +348,8 @@ def _walk(
     for step in progress(steps, "searching", "step", show=show, total=state.steps, initial=state.done):
         hook.step, hook.dense = step, hook.rule.is_dense(step, state.steps)
         run.step()
+        if track is not None:
+            track.keep(run)
         state.error[step], state.power[step] = hook.error, hook.power
         if state.layer_power is not None:
             state.layer_power[step] = hook.layer_power

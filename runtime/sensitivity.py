@@ -83,16 +83,33 @@ def probes(measured: Measurement) -> np.ndarray:
     return np.where(fits, measured.relative().sum(0), np.inf).argmin(-1)
 
 
+class Track:
+    """Where a run stood before each of its steps and after the last: latents [P, C, f, h, w] and scheduler."""
+
+    def __init__(self) -> None:
+        self.latents: list[Tensor] = []
+        self.schedulers: list[dict[str, np.ndarray]] = []
+
+    def keep(self, run: Denoising) -> None:
+        """Remember where `run` stands: to be called at its first step and after every one."""
+        assert run.position == len(self.latents), f"step {run.position} after {len(self.latents)} that were kept"
+        self.latents.append(run.latents.clone())
+        self.schedulers.append(save_scheduler(run.scheduler))
+
+
 class Trajectory:
     """The dense run of a search, which can be left at any step and gone to its end from there."""
 
-    def __init__(self, run: Denoising) -> None:
-        """`run` stands at its first step."""
-        self.run, self.latents, self.schedulers = run, [run.latents.clone()], []
-        for _ in range(int(run.steps)):
-            self.schedulers.append(save_scheduler(run.scheduler))
-            run.step()
-            self.latents.append(run.latents.clone())
+    def __init__(self, run: Denoising, track: Track | None = None) -> None:
+        """`run` stands at its first step. track: of the same run, once it was walked (None: walk it now)."""
+        self.run = run
+        if track is None:
+            track = Track()
+            track.keep(run)
+            while not run.done:
+                run.step()
+                track.keep(run)
+        self.latents, self.schedulers = track.latents, track.schedulers
 
     def leave(self, step: int, attention: ProbeAttention, place: bool | tuple[int, int]) -> np.ndarray:
         """float32 [P, ...]: what the latents after step `step` gain when `place` is sparse there."""
@@ -121,12 +138,13 @@ def measure_sensitivity(
     state: SearchState,
     *,
     heads_too: bool = True,
+    track: Track | None = None,
     show: bool = True,
 ) -> Sensitivity:
     """What errors count along the dense trajectory of a finished search; `request` is that search's own.
 
-    `runner` is active and dense. S (S + 3) / 2 denoiser passes and, with heads_too, HEAD_STEPS * L * H more; else all
-    heads of a step count alike.
+    `runner` is active and dense. S (S + 1) / 2 denoiser passes and, with heads_too, HEAD_STEPS * L * H more; else all
+    heads of a step count alike. track: of the search's own walk, if that was dense; None: S passes more.
     """
     measured, tiling = state.measurement(), model.tiling
     steps, layers, heads = measured.power.shape
@@ -138,7 +156,7 @@ def measure_sensitivity(
     attention = ProbeAttention(tiling, masks, runner.device, dense)
     before, runner.model.attention = runner.model.attention, attention
     with torch.inference_mode():
-        trajectory = Trajectory(prepare(runner, model, request, dense_stage, walk=True))
+        trajectory = Trajectory(prepare(runner, model, request, dense_stage, walk=True), track)
         final, after = [], np.zeros(steps)
         for step in progress(range(steps), "weighing steps", "step", show=show):
             after[step] = typical(_mean_squares(trajectory.leave(step, attention, True)))

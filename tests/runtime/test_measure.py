@@ -21,6 +21,7 @@ from svdit.plans.search_state import read_state, write_state
 from svdit.plans.stages import merge
 from svdit.plans.tiles import Tiling
 from svdit.runtime import measure
+from svdit.runtime.denoise import Denoising
 from svdit.runtime.measure import baseline_plan_of, budget_plan_of, noise_levels, plan_of, search
 from svdit.runtime.pipeline import Model, Request, generate, prepare
 from svdit.runtime.torch_runner import TorchRunner
@@ -190,9 +191,22 @@ def test_an_interrupted_calibrated_search_goes_on_to_the_same_budget_plan(
     assert read_state(state).done == after and read_state(state).sensitivity is None
     monkeypatch.setattr(measure, "write_state", write)
     run(adapter, checkpoint, state=state, **given)
-    target = Target("density", 0.5)
-    plans = [budget_plan_of(one, target, max_stages=2) for one in (read_state(state), whole)]
+    again, target = read_state(state), Target("density", 0.5)
+    np.testing.assert_array_equal(again.sensitivity, whole.sensitivity)
+    np.testing.assert_array_equal(again.coherence, whole.coherence)
+    plans = [budget_plan_of(one, target, max_stages=2) for one in (again, whole)]
     assert dumps(plans[0]) == dumps(plans[1]) and plans[0].provenance["weights"] == "measured"
+
+
+def test_a_dense_walk_is_not_walked_again_to_calibrate(adapter, checkpoint, monkeypatch):
+    """4 steps of the search and, left at each of 4 steps, 4 + 3 + 2 + 1; behind sparse steps the dense 4 as well."""
+    count, step = [], Denoising.step
+    monkeypatch.setattr(Denoising, "step", lambda run: (count.append(run.position), step(run))[1])
+    for share, passes in ((1.0, 14), (0.5, 18)):
+        count.clear()
+        given = {"rule": Rule(dense_steps=share), "calibrate": True, "calibrate_heads": False}
+        run(adapter, checkpoint, candidates={"band": {"kind": "diagonal", "frames": 0}}, **given)
+        assert len(count) == passes
 
 
 def test_choosing_again_from_the_state(adapter, checkpoint, found, tmp_path):

@@ -20,8 +20,8 @@ from svdit.exporter.node_builder import Constants, NodeBuilder
 from svdit.exporter.op_schema import DOMAIN
 from svdit.plans.tables import FULL, SKIP, Tables
 
-SCORE_ELEMENTS = 16 << 20
-"""Most scores computed at once (64 MiB); heads are taken one after another before rows get few."""
+SCORE_ELEMENTS = 4 << 20
+"""Most scores computed at once (16 MiB, which many caches hold); heads are taken in turn before rows get few."""
 WIDE = 1024
 """Query rows from which packing the keys for a product no longer shows: docs/export.md has the measurement."""
 ROW_STEP = 128

@@ -299,7 +299,7 @@ def budget_plan(
 def mode_ms(cost: CostModel, measured: Measurement, tiling: Tiling) -> np.ndarray:
     """[L, H, M + 1] milliseconds of every mode of every head in one pass, `full` last."""
     density = mode_density(measured)
-    if not (cost.gather_ms or cost.counts_kernel_work):
+    if cost.counts_density_alone:
         return cost.heads_ms(HeadWork(density))
     milliseconds = np.full(density.shape, float(cost.heads_ms(cost.full)))
     known: dict[Pattern, float] = {}

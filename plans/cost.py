@@ -1,7 +1,7 @@
 """What a denoiser pass with a plan costs, from the latency table of a GPU or CPU (docs/search.md).
 
 The time of an attention layer is a launch and a sum over heads; a head that skips costs nothing. Terms of a head are
-its query blocks and kept pairs, for the portable graphs the keys that are fetched for each list of key tiles, for the
+its query blocks and kept pairs, for the portable graphs the lists of key tiles and the keys fetched for them, for the
 CUDA kernel its items, steps, slices and listed slices (`plans.kernel_work`) in place of blocks and pairs.
 The terms are fitted to the rows of the table that have the model's head size. Where there is none, a share of the peak
 rate takes their place, and the result says that it is an estimate. Times are milliseconds of one pass.
@@ -10,7 +10,7 @@ rate takes their place, and the result says that it is an estimate. Times are mi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -39,7 +39,7 @@ TILE = 128
 ROW_KEYS = ("case", "batch", "tokens", "heads", "head_dim", "density", "latency_ms")
 COUNTS = ("items", "steps", "slices", "listed")
 """What `plans.kernel_work` counts."""
-ROW_OPTIONAL = ("gathered", *COUNTS)
+ROW_OPTIONAL = ("gathered", "lists", *COUNTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,8 @@ class HeadWork:
     """What heads ask of a machine: numbers or arrays of one shape.
 
     density   kept share of the query-key pairs; 0: the head skips
-    gathered  keys fetched, over the N tokens (`gathered_keys`)
+    gathered  keys fetched, over the N tokens, and
+    lists     for how many lists of key tiles (`key_lists`)
     items, steps, slices, listed  of the kernel, as `plans.kernel_work` counts them; None: as density
     """
 
@@ -57,13 +58,14 @@ class HeadWork:
     steps: np.ndarray | float | None = None
     slices: np.ndarray | float | None = None
     listed: np.ndarray | float | None = None
+    lists: np.ndarray | float = 1.0
 
 
 @dataclass(frozen=True)
 class Row:
     """One timed attention layer: `density` kept of all batch * heads * tokens^2 pairs.
 
-    gathered, and items to listed, as in HeadWork, are means over its heads; None where the table does not say.
+    gathered, items to listed, and lists, as in HeadWork, are means over its heads; None where the table does not say.
     """
 
     batch: int
@@ -77,6 +79,7 @@ class Row:
     steps: float | None = None
     slices: float | None = None
     listed: float | None = None
+    lists: float | None = None
 
     @property
     def blocks(self) -> float:
@@ -92,18 +95,26 @@ class Row:
         """Numbers gathered from keys and values."""
         return 2.0 * self.batch * self.heads * self.head_dim * self.tokens * (self.gathered or 0.0)
 
+    @property
+    def key_lists(self) -> float:
+        """Lists of key tiles over all heads."""
+        return self.batch * self.heads * (self.lists or 0.0)
+
 
 @dataclass(frozen=True)
 class Hardware:
     """A latency table. `peak_tflops` is quoted from the maker (None: not known); `rest` is measured or empty.
 
     rest   ms of one pass at batch 1 outside attention, by (model, tokens)
+    dense  ms of one such pass with the dense attention that plans are compared with, where it is another
+           implementation than that of a plan's full heads
     """
 
     name: str
     rows: tuple[Row, ...]
     peak_tflops: float | None
     rest: dict[tuple[str, int], float]
+    dense: dict[tuple[str, int], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,10 +123,12 @@ class CostModel:
 
     batch      rows of a pass; all times are those of a pass, of a head or layer in all its rows
     launch_ms  once a layer
-    item_ms    a head's query blocks;  pair_ms: its pairs if it is full;  gather_ms: it gathers each key once
+    item_ms    a head's query blocks;  pair_ms: its pairs if it is full
+    gather_ms  a head gathers each key once;  list_ms: for one list
     step_ms, slice_ms, listed_ms  a head of N / 128 items in 1 as many steps, of 2 slices each
     rest_ms    everything outside attention, one pass; None where the model's products are not known
     residual   largest relative difference between the fit and its own rows
+    dense_pass_ms  one pass with dense attention, as measured; None: as modelled
     """
 
     hardware: str
@@ -132,8 +145,10 @@ class CostModel:
     step_ms: float = 0.0
     slice_ms: float = 0.0
     listed_ms: float = 0.0
+    list_ms: float = 0.0
     batch: int = 1
     full: HeadWork = HeadWork(1.0)
+    dense_pass_ms: float | None = None
 
     @property
     def estimated(self) -> bool:
@@ -145,10 +160,16 @@ class CostModel:
         """Whether times depend on `plans.kernel_work`."""
         return bool(self.step_ms or self.slice_ms or self.listed_ms)
 
+    @property
+    def counts_density_alone(self) -> bool:
+        """Whether two heads of one density always take the same time."""
+        return not (self.gather_ms or self.list_ms or self.counts_kernel_work)
+
     def heads_ms(self, work: HeadWork) -> np.ndarray:
         """Time of heads, the layer's launch left out."""
         density = np.asarray(work.density, dtype=np.float64)
-        time = self.item_ms * work.items + self.pair_ms * density + self.gather_ms * work.gathered
+        time = self.item_ms * work.items + self.pair_ms * density
+        time = time + self.gather_ms * work.gathered + self.list_ms * work.lists
         for price, count in (
             (self.step_ms, work.steps), (self.slice_ms, work.slices), (self.listed_ms, work.listed),
         ):  # fmt: skip
@@ -163,6 +184,8 @@ class CostModel:
     @property
     def dense_ms(self) -> float:
         """One pass with dense attention."""
+        if self.dense_pass_ms is not None:
+            return self.dense_pass_ms
         return self.fixed_ms + self.layers * self.heads * float(self.heads_ms(self.full))
 
     def record(self) -> dict[str, object]:
@@ -197,13 +220,15 @@ def read_hardware(name: str | Path) -> Hardware:
     if "peak" in data:
         found = record(data["peak"], f"{path}: $.peak", ["tflops", "source"])
         peak = _positive(found["tflops"], f"{path}: $.peak.tflops")
-    rest = {}
+    rest, dense = {}, {}
     for i, entry in enumerate(_objects(data, "rest", path)):
         where = f"{path}: $.rest[{i}]"
-        found = record(entry, where, ["model", "tokens", "rest_ms"])
+        found = record(entry, where, ["model", "tokens", "rest_ms"], ["dense_ms"])
         key = (string(found["model"], f"{where}.model"), integer(found["tokens"], f"{where}.tokens", 1))
         rest[key] = _positive(found["rest_ms"], f"{where}.rest_ms")
-    return Hardware(string(data["gpu"], f"{path}: $.gpu"), rows, peak, rest)
+        if "dense_ms" in found:
+            dense[key] = _positive(found["dense_ms"], f"{where}.dense_ms")
+    return Hardware(string(data["gpu"], f"{path}: $.gpu"), rows, peak, rest, dense)
 
 
 def cost_model(hardware: Hardware, model: str, geometry: Geometry, batch: int = 1) -> CostModel:
@@ -213,7 +238,7 @@ def cost_model(hardware: Hardware, model: str, geometry: Geometry, batch: int = 
     """
     integer(batch, "batch", 1)
     rows = [row for row in hardware.rows if row.head_dim == geometry.head_dim]
-    one = Row(batch, geometry.tokens, 1, geometry.head_dim, 1.0, 1.0, gathered=1.0)
+    one = Row(batch, geometry.tokens, 1, geometry.head_dim, 1.0, 1.0, gathered=1.0, lists=1.0)
     residual = 0.0
     if rows:
         prices, residual = _fit(rows)
@@ -226,6 +251,7 @@ def cost_model(hardware: Hardware, model: str, geometry: Geometry, batch: int = 
         known = ", ".join(sorted({str(row.head_dim) for row in hardware.rows})) or "none"
         raise complain("hardware", f"{hardware.name} with rows for head_dim {known}", f"{geometry.head_dim}, or a peak")
     rest, rest_basis = _rest(hardware, model, geometry)
+    dense = hardware.dense.get((model, geometry.tokens))
 
     def price(name: str, amount: float) -> float:
         return amount * prices.get(name, 0.0)
@@ -243,10 +269,12 @@ def cost_model(hardware: Hardware, model: str, geometry: Geometry, batch: int = 
         rest_basis=rest_basis,
         residual=residual,
         gather_ms=price("gather", one.fetched),
+        list_ms=price("lists", one.key_lists),
         step_ms=price("steps", one.pairs(1.0)),
         slice_ms=price("slices", one.pairs(1.0)),
         listed_ms=price("listed", one.pairs(1.0)),
         full=full_head(geometry),
+        dense_pass_ms=None if dense is None else batch * dense,
     )
 
 
@@ -259,18 +287,24 @@ def full_head(geometry: Geometry) -> HeadWork:
 def head_work(tiling: Tiling, masks: Sequence[np.ndarray]) -> HeadWork:
     """Of bool [nT, nT] masks: arrays with an entry for each."""
     kernel = [kernel_work(tiling, mask) for mask in masks]
+    lists, gathered = zip(*(key_lists(tiling, mask) for mask in masks), strict=True)
     return HeadWork(
         np.array([tiling.density(mask) for mask in masks]),
-        np.array([gathered_keys(tiling, mask) for mask in masks]),
+        np.array(gathered),
         *(np.array([getattr(work, name) for work in kernel]) for name in COUNTS),
+        lists=np.array(lists),
     )
 
 
-def gathered_keys(tiling: Tiling, mask: np.ndarray) -> float:
-    """Keys fetched by a bool [nT, nT] mask when query tiles with equal lists share theirs, over the N tokens."""
+def key_lists(tiling: Tiling, mask: np.ndarray) -> tuple[int, float]:
+    """Lists of key tiles in a bool [nT, nT] mask, and the keys fetched for them over the N tokens.
+
+    Query tiles with equal lists share one; an empty list is none.
+    """
     lists = np.unique(np.packbits(mask, axis=1), axis=0)
     kept = np.unpackbits(lists, axis=1, count=mask.shape[1])
-    return float((kept * tiling.sizes.astype(np.int64)).sum()) / tiling.geometry.tokens
+    keys = (kept * tiling.sizes.astype(np.int64)).sum(1)
+    return int((keys > 0).sum()), float(keys.sum()) / tiling.geometry.tokens
 
 
 def _rest(hardware: Hardware, model: str, geometry: Geometry) -> tuple[float | None, str]:
@@ -287,11 +321,11 @@ def _rest(hardware: Hardware, model: str, geometry: Geometry) -> tuple[float | N
 
 def _fit(rows: list[Row]) -> tuple[dict[str, float], float]:
     """(ms of a unit of each term, largest relative residual); units: a launch, a query block or item, a floating point
-    operation of kept pairs, or of steps, slices and listed slices, a number gathered.
+    operation of kept pairs, or of steps, slices and listed slices, a number gathered, a list of key tiles.
 
     Least squares of relative errors, no term negative. A constant term needs rows whose work differs fourfold, and
-    more rows than terms; the terms by items and by numbers gathered need the same of those. Slices take the place of
-    pairs where the rows say them; steps count beside them where the two are not nearly proportional, listed slices
+    more rows than terms; the terms by items, numbers gathered and lists need the same of those. Slices take the place
+    of pairs where the rows say them; steps count beside them where the two are not nearly proportional, listed slices
     where some rows have full heads.
     """
     from scipy.optimize import nnls
@@ -312,7 +346,12 @@ def _fit(rows: list[Row]) -> tuple[dict[str, float], float]:
     else:
         columns = {"pairs": np.array([row.pairs(row.density) for row in rows])}
     first = next(iter(columns.values()))
-    more = {"launch": np.ones(len(rows)), "items": blocks, "gather": np.array([row.fetched for row in rows])}
+    more = {
+        "launch": np.ones(len(rows)),
+        "items": blocks,
+        "gather": np.array([row.fetched for row in rows]),
+        "lists": np.array([row.key_lists for row in rows]),
+    }
     for name, values in more.items():
         spread = first if name == "launch" else values
         if len(rows) > len(columns) + 1 and spread.max() >= 4 * spread.min() > 0:

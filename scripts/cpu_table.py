@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Measure the latency table of a CPU for ONNX Runtime's CPU provider (portable variant, docs/export.md).
 
-    cpu_table.py -o cpu.json [--model tiny] [--rounds 5]
+    cpu_table.py -o cpu.json [--model tiny] [--rounds 9]
 
-Every case is a graph with one attention layer of the model's size and random inputs; cases take turns, `--rounds` of
-them after one to warm up, and medians count. A pass outside attention is timed as a bundle whose heads all skip.
+Every case is a graph with one attention layer of the model's size and random inputs: one head with a pattern beside
+heads that skip, since the heads of a plan's layer seldom share one, or mixed heads. Cases take turns, `--rounds` of
+them after one to warm up, and medians count. A pass outside attention is a pass whose heads all keep next to nothing,
+without what its layers take alone. The dense variant is timed as well. Run it on an idle machine.
 At the end: what the table predicts for its own mixed layers when it is fitted without them.
 """
 
@@ -18,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +33,7 @@ from svdit.exporter.export import export
 from svdit.exporter.graph import drop_unused
 from svdit.exporter.models import registry
 from svdit.exporter.op_model import op_model
-from svdit.plans.cost import cost_model, gathered_keys, head_work, read_hardware
+from svdit.plans.cost import cost_model, head_work, read_hardware
 from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Pattern, Skip, Stripe, Union
 from svdit.plans.schema import Plan, Stage, template
@@ -39,20 +42,24 @@ from svdit.plans.tiles import Tiling
 from svdit.runtime.ort_runner import OrtRunner
 
 MIXED = "mixed"
+LEAST = MultiDiagonal(rows=0, cols=0)
+"""Keeps next to nothing, so that a layer of it costs little beside what is outside attention."""
 Heads = tuple[Pattern, ...]
 
 
 def cases(tiling: Tiling) -> dict[str, Heads]:
-    """Kinds and sizes whose densities and numbers of key lists differ widely; mixed layers to check the fit with."""
+    """One head each of kinds and sizes whose densities and numbers of key lists differ widely; mixed layers."""
     plane = tiling.tile_grid[1] * tiling.tile_grid[2]
     alone: dict[str, Pattern] = {
         "full": Full(),
-        "multi-0-0": MultiDiagonal(rows=0, cols=0),
+        "multi-0-0": LEAST,
         "multi-1-1": MultiDiagonal(rows=1, cols=1),
         "multi-all-0": MultiDiagonal(rows=None, cols=0),
+        "multi-all-1": MultiDiagonal(rows=None, cols=1),
         "diagonal-0": Diagonal(frames=0),
         "diagonal-1": Diagonal(frames=1),
         "window-0-1-1": Diagonal(frames=0, rows=1, cols=1),
+        "window-0-1-all": Diagonal(frames=0, rows=1),
         "window-1-1-1": Diagonal(frames=1, rows=1, cols=1),
         "window-1-2-2": Diagonal(frames=1, rows=2, cols=2),
         "first-0": Stripe(columns=((0, plane),), frames=0),
@@ -60,10 +67,15 @@ def cases(tiling: Tiling) -> dict[str, Heads]:
         "cross-0-1-1": Union((Diagonal(frames=0), MultiDiagonal(rows=1, cols=1))),
     }
     heads = tiling.geometry.heads
-    found = {name: (pattern,) * heads for name, pattern in alone.items()}
-    for number, names in enumerate((["full", "diagonal-0", "cross-0-0-0"], ["window-1-1-1", "multi-1-1", "first-0"])):
-        mixed = [Skip(), *(alone[name] for name in names)]
-        found[f"{MIXED}-{number}"] = tuple(mixed[head % len(mixed)] for head in range(heads))
+    found = {name: (pattern, *(Skip(),) * (heads - 1)) for name, pattern in alone.items()}
+    layers = [
+        (Skip(), Full(), alone["diagonal-0"], alone["cross-0-0-0"]),
+        (Skip(), alone["window-1-1-1"], alone["multi-1-1"], alone["first-0"]),
+        (alone["window-0-1-all"], alone["multi-1-1"], alone["window-1-1-1"], alone["multi-all-0"]),
+        (alone["multi-1-1"], Union((Diagonal(frames=0), MultiDiagonal(rows=None, cols=0))), alone["first-0"], Full()),
+    ]
+    for number, layer in enumerate(layers):
+        found[f"{MIXED}-{number}"] = tuple(layer[head % len(layer)] for head in range(heads))
     return found
 
 
@@ -86,25 +98,47 @@ def session(plan: Plan, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+def processor() -> str:
+    """The CPU's name and its widest vectors, where Linux says them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = said.get("model name") or platform.processor() or platform.machine()
+    wide = next((f for f in ("avx512f", "avx2") if f in said.get("flags", "").split()), None)
+    return f"{name} ({wide})" if wide else name
+
+
 def milliseconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return 1000 * (time.perf_counter() - began)
 
 
-def rest_ms(model: str, geometry: Geometry, tile: tuple[int, int, int], threads: int, rounds: int) -> float:
-    """One pass of one row with every head skipped."""
-    with tempfile.TemporaryDirectory() as folder:
-        plan = template(model, geometry, tile, Skip())
-        with OrtRunner(export(model, plan, Path(folder) / "rest", variant="portable", batch=1), threads) as runner:
-            feed = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in runner.inputs}
-            times = [milliseconds(lambda: runner.infer(feed, 0)) for _ in range(rounds + 1)]
-    return statistics.median(times[1:])
+def pass_ms(args: argparse.Namespace, tiling: Tiling) -> dict[str, float]:
+    """One pass of one row with LEAST in every head (portable), and dense."""
+    times: dict[str, list[float]] = {"portable": [], "dense": []}
+    plan = template(args.model, tiling.geometry, tiling.tile, LEAST)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runners = {
+            variant: stack.enter_context(
+                OrtRunner(
+                    export(args.model, plan, folder / variant, checkpoint=args.checkpoint, variant=variant, batch=1),
+                    args.threads,
+                )
+            )
+            for variant in times
+        }
+        feed = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in runners["dense"].inputs}
+        for _ in range(args.rounds + 1):
+            for variant, runner in runners.items():
+                times[variant].append(milliseconds(lambda runner=runner: runner.infer(feed, 0)))
+    return {variant: statistics.median(found[1:]) for variant, found in times.items()}
 
 
 def row(case: str, tiling: Tiling, heads: Heads, latency: float) -> dict:
-    geometry, masks = tiling.geometry, [tiling.mask(pattern) for pattern in heads]
-    density = float(np.mean([tiling.density(mask) for mask in masks]))
+    geometry, work = tiling.geometry, head_work(tiling, [tiling.mask(pattern) for pattern in heads])
+    density = float(work.density.mean())
     operations = 4.0 * geometry.heads * geometry.head_dim * geometry.tokens**2 * density
     return {
         "case": case,
@@ -113,7 +147,8 @@ def row(case: str, tiling: Tiling, heads: Heads, latency: float) -> dict:
         "heads": geometry.heads,
         "head_dim": geometry.head_dim,
         "density": round(density, 6),
-        "gathered": round(float(np.mean([gathered_keys(tiling, mask) for mask in masks])), 4),
+        "gathered": round(float(work.gathered.mean()), 4),
+        "lists": float(work.lists.mean()),
         "latency_ms": round(latency, 4),
         "tflops": round(operations / latency / 1e9, 4),
     }
@@ -140,7 +175,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
 
@@ -154,24 +189,35 @@ def main() -> None:
         name: random.standard_normal((1, geometry.tokens, geometry.heads, geometry.head_dim), dtype=np.float32)
         for name in "QKV"
     }
+    least = {"least": (LEAST,) * geometry.heads}
     sessions = {
-        name: session(one_layer(layer.geometry, layer.tile, heads), args.threads) for name, heads in found.items()
+        name: session(one_layer(layer.geometry, layer.tile, heads), args.threads)
+        for name, heads in (found | least).items()
     }
-    times: dict[str, list[float]] = {name: [] for name in found}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(args.rounds + 1):
         for name, run in sessions.items():
             times[name].append(milliseconds(lambda run=run: run.run(None, feed)))
     sessions.clear()
-    rest = rest_ms(args.model, geometry, tiling.tile, args.threads, args.rounds)
+    latency = {name: statistics.median(found[1:]) for name, found in times.items()}
+    whole = pass_ms(args, tiling)
+    rest = whole["portable"] - geometry.layers * latency["least"]
     table = {
         "format": "svdit-hardware",
         "version": 1,
-        "gpu": f"{platform.processor() or platform.machine()}, {args.threads} threads, ONNX Runtime {ort.__version__}",
+        "gpu": f"{processor()}, {args.threads} threads, ONNX Runtime {ort.__version__}",
         "status": "measured",
         "how": f"scripts/cpu_table.py, portable variant, float32, tile {' x '.join(map(str, tiling.tile))}, "
         f"median of {args.rounds} rounds",
-        "attention": [row(name, layer, heads, statistics.median(times[name][1:])) for name, heads in found.items()],
-        "rest": [{"model": args.model, "tokens": geometry.tokens, "rest_ms": round(rest, 3)}],
+        "attention": [row(name, layer, heads, latency[name]) for name, heads in found.items()],
+        "rest": [
+            {
+                "model": args.model,
+                "tokens": geometry.tokens,
+                "rest_ms": round(rest, 3),
+                "dense_ms": round(whole["dense"], 3),
+            }
+        ],
     }
     args.output.write_text(json.dumps(table, indent=2) + "\n")
     check_mixed(table, layer, found)

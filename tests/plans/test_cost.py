@@ -12,9 +12,9 @@ from svdit.plans.cost import (
     MATRIX_SHARE,
     HeadWork,
     cost_model,
-    gathered_keys,
     hardware_names,
     head_work,
+    key_lists,
     read_hardware,
 )
 from svdit.plans.errors import SvditError
@@ -72,6 +72,31 @@ def test_recovers_the_price_of_gathering(tmp_path):
     assert cost.gather_ms == pytest.approx(2 * 128 * 9216 * 1e-6, rel=1e-4)
     layer = cost.launch_ms + cost.heads_ms(HeadWork(np.full(24, 0.4), np.full(24, 30.0))).sum()
     assert layer == pytest.approx(rows[3]["latency_ms"], rel=1e-6)
+
+
+def test_recovers_the_price_of_a_list(tmp_path):
+    """Rows made with 3 ms a launch, 0.05 TFLOP/s, 1 ns a number gathered and 0.25 ms a list; they vary apart."""
+    cases = ((1, 1, 1), (0.2, 1, 4), (0.2, 9, 60), (0.4, 30, 140), (0.1, 4, 144), (0.6, 60, 150), (0.05, 2, 36))
+    unit, fetched = 4 * 24 * 128 * 9216**2, 2 * 24 * 128 * 9216
+    rows = [
+        row(9216, d, 3 + unit * d / 0.05e9 / 1e3 + fetched * g * 1e-6 + 24 * n * 0.25, gathered=g, lists=n)
+        for d, g, n in cases
+    ]
+    cost = cost_model(table(tmp_path, rows), "unknown", Geometry((1, 96, 96), 0, "none", 3, 24, 128), 2)
+    assert cost.launch_ms == pytest.approx(3, rel=1e-4) and cost.residual < 1e-6
+    assert cost.list_ms == pytest.approx(2 * 0.25, rel=1e-4) and not cost.counts_density_alone
+    layer = cost.launch_ms + cost.heads_ms(HeadWork(np.full(24, 0.4), 30.0, lists=140.0)).sum()
+    assert layer == pytest.approx(2 * rows[3]["latency_ms"] - 3, rel=1e-6)
+
+
+def test_the_dense_pass_that_was_measured_is_what_plans_are_compared_with(tmp_path):
+    rows = [row(n, d, 0.02 + 4 * 24 * 128 * n**2 * d / 500e9) for n, d in ((2000, 0.1), (8000, 0.5), (9000, 1.0))]
+    geometry, entry = Geometry((10, 20, 40), 0, "none", 3, 24, 128), {"model": "m", "tokens": 8000, "rest_ms": 7.0}
+    modelled = cost_model(table(tmp_path, rows, rest=[entry]), "m", geometry, 2)
+    measured = cost_model(table(tmp_path, rows, rest=[{**entry, "dense_ms": 40.0}]), "m", geometry, 2)
+    assert measured.dense_ms == 80.0 != modelled.dense_ms and measured.fixed_ms == modelled.fixed_ms
+    with pytest.raises(SvditError, match=r"rest\[0\]\.dense_ms: got 0.*; expected a number above 0"):
+        table(tmp_path, rows, rest=[{**entry, "dense_ms": 0.0}])
 
 
 def test_recovers_the_prices_of_items_steps_and_slices(tmp_path):
@@ -146,13 +171,15 @@ def test_modes_cost_what_their_masks_do(tmp_path):
     assert found[0, 1, 1] == found[0, 1, 2] and found[0, 0, 1] != found[0, 1, 1]
 
 
-def test_gathered_keys_by_hand():
+def test_key_lists_by_hand():
     """2 frames of 3 places: own frame is one list of 3 tiles a frame, same place one of 2 a place, full one of all."""
     tiling = Tiling(Geometry((2, 1, 6), 0, "none", 1, 1, 64), (1, 1, 2))
-    for pattern, expected in ((Diagonal(), 1.0), (MultiDiagonal(0, 0), 1.0), (Full(), 1.0), (Skip(), 0.0)):
-        assert gathered_keys(tiling, tiling.mask(pattern)) == expected
+    for pattern, lists, keys in ((Diagonal(), 2, 1), (MultiDiagonal(0, 0), 3, 1), (Full(), 1, 1), (Skip(), 0, 0)):
+        assert key_lists(tiling, tiling.mask(pattern)) == (lists, keys)
     near = tiling.mask(Diagonal(frames=0, rows=0, cols=1))  # lists of 2, 3 and 2 places in each of two frames
-    assert gathered_keys(tiling, near) == pytest.approx(2 * (2 + 3 + 2) / 6)
+    assert key_lists(tiling, near) == (6, pytest.approx(2 * (2 + 3 + 2) / 6))
+    work = head_work(tiling, [near, tiling.mask(Full())])
+    assert work.lists.tolist() == [6, 1] and work.gathered.tolist() == pytest.approx([14 / 6, 1])
 
 
 def test_predicts_the_measured_mixed_layer_from_the_other_rows(tmp_path):
@@ -167,6 +194,22 @@ def test_predicts_the_measured_mixed_layer_from_the_other_rows(tmp_path):
     cost = cost_model(read_hardware(path), "hunyuan", HUNYUAN)
     layer = cost.launch_ms + cost.heads_ms(HeadWork(np.full(24, mixed["density"]))).sum()
     assert layer == pytest.approx(mixed["latency_ms"], rel=0.05)
+
+
+def test_predicts_the_mixed_layers_of_the_cpu_from_its_single_heads(tmp_path):
+    """Four layers of one to four patterns; rows of the fit have one head that does not skip. Within 5 %."""
+    from importlib.resources import files
+
+    content = json.loads(files("svdit.plans").joinpath("hardware", "cpu.json").read_text())
+    mixed = [row for row in content["attention"] if row["case"].startswith("mixed")]
+    content["attention"] = [row for row in content["attention"] if row not in mixed]
+    path = tmp_path / "without.json"
+    path.write_text(json.dumps(content))
+    cost = cost_model(read_hardware(path), "tiny", Geometry((16, 24, 24), 0, "none", 8, 4, 64))
+    assert len(mixed) == 4 and not cost.estimated and cost.dense_ms == content["rest"][0]["dense_ms"]
+    for row in mixed:
+        work = HeadWork(*(np.full(4, row[name]) for name in ("density", "gathered")), lists=np.full(4, row["lists"]))
+        assert cost.launch_ms + cost.heads_ms(work).sum() == pytest.approx(row["latency_ms"], rel=0.05)
 
 
 def test_shipped_table():

@@ -21,7 +21,7 @@ from svdit.plans.bundle import HEADER_BYTES, sha256_of
 from svdit.plans.cost import CostModel
 from svdit.plans.dynamics import DEFAULT_SPREAD, step_weights
 from svdit.plans.errors import complain
-from svdit.plans.fields import integer
+from svdit.plans.fields import integer, one_of
 from svdit.plans.maps import map_bins
 from svdit.plans.schema import Plan
 from svdit.plans.search import Measurement, Rule, plan_from, plan_of_segments
@@ -54,7 +54,9 @@ from svdit.runtime.tile_errors import TileErrorMeter
 from svdit.runtime.torch_runner import TorchRunner, check_device, checkpoint_of
 
 CALIBRATED = "calibrated"
-"""Key of a state's record: what `--calibrate` or `--calibrate-steps` measured."""
+"""Key of a state's record: which of CALIBRATIONS was measured."""
+CALIBRATIONS = ("steps", "steps and heads")
+"""What `--calibrate-steps` and `--calibrate` weigh; the second includes the first."""
 MAP_STEPS = 6
 """Steps of the dense run that measures attention maps, when a candidate asks for them."""
 SAMPLED_MAP_STEPS = 2
@@ -88,8 +90,7 @@ def search(
     candidates: Mapping[str, dict] | None = None,
     query_tiles: int | None = None,
     projected: bool = False,
-    calibrate: bool = False,
-    calibrate_heads: bool = True,
+    calibrate: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     state: Path | None = None,
@@ -104,14 +105,16 @@ def search(
                   layer; outputs fed forward are always complete
     projected     errors after the layer's output projection, as shares of the whole layer's output; else errors of
                   the heads' own outputs, as in the paper
-    calibrate     also measure how much errors of each step and head count in the end (`runtime.sensitivity`);
-                  calibrate_heads False: of each step alone, in a few passes
+    calibrate     one of CALIBRATIONS: also measure how much errors of each step, or of each step and head, count in
+                  the end (`runtime.sensitivity`); a state that knows as much is not measured again
     state         file written after every step; an existing one is continued if its settings are the same
     Raises SvditError for settings that do not fit the checkpoint, the device or an existing state file.
     """
     rule = Rule() if rule is None else rule
     check_device(device)
     integer(max_stages, "max_stages", low=1)
+    if calibrate is not None:
+        one_of(calibrate, "calibrate", CALIBRATIONS)
     folder = checkpoint_of(adapter, checkpoint)
     geometry = adapter.geometry_for(size, folder)
     adapter.check_geometry(folder, geometry)
@@ -158,14 +161,14 @@ def search(
             seed=request.seed,
             weights=output_weights(runner.model) if projected else None,
         )
-        fresh = calibrate and not found.done and rule.is_dense(int(run.steps) - 1, int(run.steps))
+        fresh = calibrate is not None and not found.done and rule.is_dense(int(run.steps) - 1, int(run.steps))
         track = Track() if fresh else None
         final = _walk(found, runner, run, hook, path=state, track=track, show=show)
-        if calibrate and (final.sensitivity is None or (calibrate_heads and final.record.get(CALIBRATED) == "steps")):
-            counted = measure_sensitivity(
-                runner, model, request, final, heads_too=calibrate_heads, track=track, show=show
-            )
-            record = {**final.record, CALIBRATED: "steps and heads" if calibrate_heads else "steps"}
+        heads_too = calibrate == CALIBRATIONS[1]
+        known = final.sensitivity is not None and not (heads_too and final.record.get(CALIBRATED) == CALIBRATIONS[0])
+        if calibrate is not None and not known:
+            counted = measure_sensitivity(runner, model, request, final, heads_too=heads_too, track=track, show=show)
+            record = {**final.record, CALIBRATED: calibrate}
             final = replace(final, sensitivity=counted.weights, coherence=counted.coherence, record=record)
             if state is not None:
                 write_state(state, final)

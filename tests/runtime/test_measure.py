@@ -176,7 +176,7 @@ def test_an_interrupted_calibrated_search_goes_on_to_the_same_budget_plan(
     adapter, checkpoint, tmp_path, monkeypatch, after
 ):
     """In the middle of the walk, and behind it, before the calibration has begun."""
-    given = {"rule": Rule(dense_steps=1.0), "projected": True, "calibrate": True, "query_tiles": 9}
+    given = {"rule": Rule(dense_steps=1.0), "projected": True, "calibrate": "steps and heads", "query_tiles": 9}
     whole = run(adapter, checkpoint, **given).state
     state, write = tmp_path / "s.search.npz", measure.write_state
 
@@ -204,9 +204,14 @@ def test_a_dense_walk_is_not_walked_again_to_calibrate(adapter, checkpoint, monk
     monkeypatch.setattr(Denoising, "step", lambda run: (count.append(run.position), step(run))[1])
     for share, passes in ((1.0, 14), (0.5, 18)):
         count.clear()
-        given = {"rule": Rule(dense_steps=share), "calibrate": True, "calibrate_heads": False}
+        given = {"rule": Rule(dense_steps=share), "calibrate": "steps"}
         run(adapter, checkpoint, candidates={"band": {"kind": "diagonal", "frames": 0}}, **given)
         assert len(count) == passes
+
+
+def test_a_calibration_that_does_not_exist_is_refused(adapter, checkpoint):
+    with pytest.raises(SvditError, match='calibrate: got "heads"; expected one of steps, steps and heads'):
+        run(adapter, checkpoint, calibrate="heads")
 
 
 def test_choosing_again_from_the_state(adapter, checkpoint, found, tmp_path):

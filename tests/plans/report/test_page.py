@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 import json
 import math
@@ -13,98 +11,17 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from svdit.plans.cli import main
 from svdit.plans.cost import cost_model, head_work, read_hardware
 from svdit.plans.dynamics import DEFAULT_SPREAD, step_weights
 from svdit.plans.flops import flops_of
-from svdit.plans.report.map_images import LEVELS, NOT_MEASURED, VEIL_ALPHA, palette
-from svdit.plans.schema import read_plan, template, write_plan
-from svdit.plans.search_state import write_state
+from svdit.plans.schema import read_plan, template
+from tests.plans.report.conftest import Page, run
 from tests.plans.search_states import GEOMETRY, PROMPTS, STEPS, TILE, hardware_file, paper_plan, search_state, written
-
-VOID = {"meta", "br", "link", "img", "input"}
-JUDGED = [
-    {"plan": "own", "method": "sparse-vdit", "density": 0.5, "speedup": 1.5, "psnr": [30.0, 28.0]},
-    {"plan": "svg-d50.plan.json", "method": "svg", "density": 0.5, "speedup": 1.6, "psnr": 25.5},
-    {"plan": "svg-d30", "method": "svg", "density": 0.3, "speedup": 1.9, "psnr": 22.25, "ssim": [0.9]},
-    {"plan": "other", "method": None, "density": 0.2, "speedup": 2.0, "psnr": 20.0},
-]
-
-
-class Page(HTMLParser):
-    """Elements as (tag, attributes, text of the element, ancestors), and a check that tags are closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[dict] = []
-        self.open: list[dict] = []
-        self.feed(text)
-        self.close()
-        assert not self.open, [e["tag"] for e in self.open]
-
-    def handle_starttag(self, tag, attributes):
-        found = {"tag": tag, "at": dict(attributes), "text": "", "in": [e["at"].get("id") for e in self.open]}
-        self.elements.append(found)
-        if tag not in VOID:
-            self.open.append(found)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1]["tag"] == tag, (tag, self.getpos())
-        self.open.pop()
-
-    def handle_data(self, data):
-        for element in self.open:
-            element["text"] += data
-
-    def all(self, tag, inside=None):
-        return [e for e in self.elements if e["tag"] == tag and (inside is None or inside in e["in"])]
-
-    def values(self, inside):
-        return [float(e["at"]["value"]) for e in self.all("data", inside)]
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("reports")
-
-
-@pytest.fixture(scope="module")
-def state():
-    return search_state()
-
-
-@pytest.fixture(scope="module")
-def made(folder, state):
-    """(page, text, figures, plan, other plan): a plan with another one beside it and some judged."""
-    plan = written(folder, "own", paper_plan(state, 0.5), state)
-    other_state = search_state(seed=1, prompts=("another",))
-    other = written(folder, "rival", paper_plan(other_state, 0.2, method="svg"), other_state)
-    (folder / "judged.json").write_text(json.dumps(JUDGED))
-    done = run(
-        "report", plan, "--beside", other, "--judged", folder / "judged.json", "-o", folder / "r.html",
-        "--json", folder / "r.json", "--hardware", hardware_file(folder),
-    )
-    assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"{folder / 'r.html'}: ") and done.stdout.endswith("2 plans, 4 judged\n")
-    text = (folder / "r.html").read_text(encoding="utf-8")
-    figures = json.loads((folder / "r.json").read_text())
-    return Page(text), text, figures, read_plan(plan), (read_plan(other), other_state)
 
 
 def facts(plan, state, spread=DEFAULT_SPREAD):
@@ -248,67 +165,6 @@ def test_bars_of_the_steps(made, state):
     np.testing.assert_allclose(errors, 100 * np.array(by_step) / sum(by_step), rtol=6e-3, atol=1e-9)
 
 
-def image(uri: str) -> np.ndarray:
-    from PIL import Image
-
-    head, data = uri.split(",")
-    assert head == "data:image/png;base64"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")).astype(int)
-
-
-def test_maps_and_the_choice_over_them(made, state):
-    """Each cell shows the map of its own head under the mask of its own pattern in that stage."""
-    page, _, _, plan, _ = made
-    pictures = {e["at"]["id"]: image(e["at"]["href"]) for e in page.all("image")}
-    tiling, shades = plan.tiling(), [*palette(), NOT_MEASURED]
-    sizes = tiling.sizes / tiling.sizes.sum()
-    for layer, head in itertools.product(range(2), range(3)):
-        mass = state.maps[layer, head].astype(float)
-        times = mass / mass.sum(1, keepdims=True) / sizes
-        level = np.clip(np.floor((np.log2(times) + 4) / 8 * LEVELS), 0, LEVELS - 1).astype(int)
-        np.testing.assert_array_equal(pictures[f"m{layer}-{head}"][..., :3], np.array(shades)[level])
-
-    cells, place = {}, None
-    for e in page.elements:
-        if e["tag"] == "title" and (found := re.match(r"layer (\d+), head (\d+): (\S+);", e["text"])):
-            place = (int(found[1]), int(found[2]), found[3])
-            cells.setdefault(place[:2], []).append({"name": place[2], "uses": []})
-        elif e["tag"] == "use" and place and "patterns" not in e["in"]:
-            cells[place[:2]][-1]["uses"].append(e["at"]["href"][1:])
-    assert len(cells) == 6
-    for (layer, head), stages in cells.items():
-        assert [c["name"] for c in stages] == [stage.layers[layer][head] for stage in plan.stages]
-        for cell in stages:
-            assert cell["uses"][0] == f"m{layer}-{head}"
-            kept = tiling.mask(plan.pattern(cell["name"]))
-            if cell["name"] == "full":
-                assert len(cell["uses"]) == 1
-            else:
-                alpha = pictures[cell["uses"][1]][..., 3]
-                np.testing.assert_array_equal(alpha, np.where(kept, VEIL_ALPHA[0], VEIL_ALPHA[-1]))
-    crosses = [e for e in page.all("path") if e["at"].get("class") == "dropped"]
-    assert len(crosses) == sum(name == "skip" for stage in plan.stages for row in stage.layers for name in row) > 0
-
-
-def test_unmeasured_rows_are_grey(folder, state):
-    maps = state.maps.copy()
-    maps[0, 0, 3] = 0
-    path = written(folder, "rows", paper_plan(state), replace(state, maps=maps))
-    assert run("report", path, "-o", folder / "rows.html").exit_code == 0
-    page = Page((folder / "rows.html").read_text())
-    found = next(image(e["at"]["href"]) for e in page.all("image") if e["at"]["id"] == "m0-0")
-    assert (found[3, :, :3] == NOT_MEASURED).all() and not (found[2, :, :3] == NOT_MEASURED).all(1).any()
-
-
-def test_a_state_without_maps_shows_masks_and_says_so(folder):
-    state = search_state(maps=False)
-    path = written(folder, "bare", paper_plan(state), state)
-    assert run("report", path, "-o", folder / "bare.html").exit_code == 0
-    page = Page((folder / "bare.html").read_text())
-    assert not [e for e in page.all("image") if e["at"]["id"].startswith("m")]
-    assert "holds no attention maps" in page.all("body")[0]["text"]
-
-
 def tags(page):
     return [(e["at"]["class"], e["text"]) for e in page.all("span") if e["at"].get("class", "").startswith("tag")]
 
@@ -438,61 +294,6 @@ def test_a_dense_plan_has_no_error_to_show(folder, state):
     figures = json.loads((folder / "dense.json").read_text())
     assert (figures["attention_error"], figures["density"], figures["largest_errors"]) == (0.0, 1.0, [])
     assert "the plan is dense" in Page((folder / "dense.html").read_text()).all("body")[0]["text"]
-
-
-def test_every_method_has_a_look_of_its_own(folder, state):
-    """More methods than there are colours or markers."""
-    rows = [{"plan": f"p{i}", "method": f"method {i}", "density": 0.3, "psnr": i} for i in range(12)]
-    (folder / "twelve.json").write_text(json.dumps(rows))
-    path = written(folder, "twelve", paper_plan(state), state)
-    assert run("report", path, "--judged", folder / "twelve.json", "-o", folder / "twelve.html").exit_code == 0
-    text = (folder / "twelve.html").read_text()
-    points = [e["at"] for e in Page(text).all("path") if "data-y" in e["at"] and "chosen" not in e["at"]["class"]]
-    looks = {(at["class"], at["d"]) for at in points}
-    assert len(looks) == len(points) == 12
-    classes = {at["class"].split()[1] for at in points}
-    assert all(f".{name}{{color:var(--{name})}}" in text and text.count(f"--{name}:#") == 2 for name in classes)
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] if len(colour) == 7 else [
-        int(c, 16) / 15 for c in colour[1:]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_colours_can_be_told_from_the_page_in_both_themes(made):
-    """WCAG 2.1: 4.5 for text, 3 for lines and markers."""
-    themes = re.findall(r":root\{([^}]*)\}", made[1])
-    assert len(themes) == 2
-    light = dict(re.findall(r"--([\w-]+):(#\w+)", themes[0]))
-    for colours in (light, light | dict(re.findall(r"--([\w-]+):(#\w+)", themes[1]))):
-        for name, colour in colours.items():
-            if name in ("page", "rule", "card", "skip"):
-                continue
-            high, low = sorted((luminance(colour), luminance(colours["page"])), reverse=True)
-            least = 4.5 if name in ("ink", "soft", "accent", "mark") else 2.9 if name == "tiles" else 3.0
-            assert (high + 0.05) / (low + 0.05) >= least, (name, colour)
-
-
-def test_many_heads_stay_a_modest_file(folder):
-    """40 layers of 24 heads: each head still has its map and the file stays below a megabyte."""
-    big = replace(GEOMETRY, layers=40, heads=24)
-    state = search_state(geometry=big)
-    path = folder / "big.plan.json"
-    write_plan(path, paper_plan(state))
-    write_state(folder / "big.search.npz", state)
-    assert run("report", path, "-o", folder / "big.html").exit_code == 0
-    text = (folder / "big.html").read_text()
-    page = Page(text)
-    assert len([e for e in page.all("image") if e["at"]["id"].startswith("m")]) == 40 * 24
-    assert len(text) < 2**20
-    names = {name for stage in read_plan(path).stages for row in stage.layers for name in row}
-    page = Page(text)
-    assert len(page.all("code", "patterns")) == 20 < len(names)
-    assert f"And {len(names) - 20} more that fewer heads use." in page.all("body")[0]["text"]
-    order = [text.index(f'id="{name}"') for name in ("errors", "maps", "origin")]
-    assert order == sorted(order), "with many heads the tables come first"
 
 
 def test_prompts_are_in_the_page(made):

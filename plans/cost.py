@@ -10,7 +10,7 @@ rate takes their place, and the result says that it is an estimate. Times are mi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -114,7 +114,7 @@ class Hardware:
     rows: tuple[Row, ...]
     peak_tflops: float | None
     rest: dict[tuple[str, int], float]
-    dense: dict[tuple[str, int], float] = field(default_factory=dict)
+    dense: dict[tuple[str, int], float]
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,16 @@ class Timing:
     seconds: float = 0.0
     error: str = ""
 
+    @property
+    def median(self) -> float:
+        """Milliseconds."""
+        return statistics.median(self.milliseconds)
+
     def summary(self) -> dict:
         """Plain JSON: median, range and number of calls."""
         return {
             "implementation": self.name,
-            "latency_ms": round(statistics.median(self.milliseconds), 4),
+            "latency_ms": round(self.median, 4),
             "latency_ms_range": [round(min(self.milliseconds), 4), round(max(self.milliseconds), 4)],
             "calls": len(self.milliseconds),
         }
@@ -50,7 +55,7 @@ class Timing:
             return {"implementation": self.name, "error": self.error}
         return {
             **self.summary(),
-            "tflops": round(case.flop / statistics.median(self.milliseconds) / 1e9, 1),
+            "tflops": round(case.flop / self.median / 1e9, 1),
             "sm_mhz": round(statistics.mean(self.clocks)) if self.clocks else None,
             "watts": round(self.joules / self.seconds) if self.joules else None,
         }

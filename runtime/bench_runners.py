@@ -112,7 +112,7 @@ def step_call(runner: Runner, stage: int) -> Callable[[], float]:
         for spec in runner.inputs
     }
     if runner.tensor_device is None:
-        return _timed(lambda: runner.infer(feed, stage))
+        return timed(lambda: runner.infer(feed, stage))
     import torch
 
     tensors = {name: torch.from_numpy(array).to(runner.tensor_device) for name, array in feed.items()}
@@ -122,16 +122,18 @@ def step_call(runner: Runner, stage: int) -> Callable[[], float]:
         if torch.device(runner.tensor_device).type == "cuda":
             torch.cuda.synchronize(runner.tensor_device)
 
-    return _timed(call)
+    return timed(call)
 
 
-def _timed(call: Callable[[], object]) -> Callable[[], float]:
-    def timed() -> float:
+def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """The same call, which returns the seconds that it took: for `time_calls`."""
+
+    def measured() -> float:
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin
 
-    return timed
+    return measured
 
 
 def _loop_call(candidate: Candidate, steps: int | None) -> Callable[[], float]:
@@ -154,6 +156,16 @@ def _loop_call(candidate: Candidate, steps: int | None) -> Callable[[], float]:
     return loop
 
 
+def processor() -> str:
+    """The CPU's name and its widest vectors, where Linux says them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = said.get("model name") or platform.processor() or platform.machine()
+    wide = next((f for f in ("avx512f", "avx2") if f in said.get("flags", "").split()), None)
+    return f"{name} ({wide})" if wide else name
+
+
 def machine() -> dict[str, object]:
     """What ran: the GPU if torch sees one, the processor, and versions."""
     import torch
@@ -161,7 +173,7 @@ def machine() -> dict[str, object]:
     on_gpu = torch.cuda.is_available()
     return {
         "gpu": torch.cuda.get_device_properties(0).name if on_gpu else None,
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": processor(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }

@@ -45,6 +45,14 @@ def call(result: tuple[Any, ...], what: str) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def memory_in_use(device: torch.device | None = None) -> tuple[int, int]:
+    """Bytes of a GPU's memory that anybody uses, by the driver, and bytes that it has. None: torch's current GPU."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, total
+
+
 def gpu(index: int) -> Gpu:
     """The GPU with this number. Raises SvditError when there is none."""
     cudart = runtime()

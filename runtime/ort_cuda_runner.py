@@ -162,12 +162,10 @@ class BoundGraph:
         self._of_rows[rows] = binding, run_options(later)
 
     def _out_of_memory(self, rows: int, error: Exception) -> SvditError:
-        import torch
-
         got = f"{str(error).splitlines()[-1][-160:]!r} from ONNX Runtime"
         if self._device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self._device)
-            got += f", {(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
+            used, total = cuda.memory_in_use(self._device)
+            got += f", {used / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
         return complain(
             f"memory of {self._device}",
             got,

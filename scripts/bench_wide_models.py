@@ -43,6 +43,7 @@ from svdit.plans.flops import mean_density
 from svdit.plans.geometry import Geometry
 from svdit.plans.patterns import Diagonal, MultiDiagonal
 from svdit.plans.schema import Plan, Stage
+from svdit.runtime.cuda import memory_in_use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,10 +230,7 @@ class MemoryWatch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def used(self) -> float:
-        if not self.on_gpu:
-            return 0.0
-        free, total = torch.cuda.mem_get_info()
-        return round((total - free) / 2**30, 1)
+        return round(memory_in_use()[0] / 2**30, 1) if self.on_gpu else 0.0
 
     def _watch(self) -> None:
         while not self._ended.wait(0.005):

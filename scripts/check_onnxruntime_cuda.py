@@ -280,12 +280,10 @@ def loop_profile(check: Check, name: str):
 
 def memory(check: Check, count: int = 100) -> dict:
     """MiB of device memory in use, by the driver, after 2 loops, every tenth, and at the end."""
+    from svdit.runtime.cuda import memory_in_use
 
     def used() -> float:
-        if check.on_cpu:
-            return 0.0
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) / 2**20
+        return 0.0 if check.on_cpu else memory_in_use()[0] / 2**20
 
     with check.runner(f"{check.precisions[0]}-sparse", True) as runner:
         for _ in range(2):

@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,7 @@ from svdit.plans.patterns import Diagonal, Full, MultiDiagonal, Pattern, Skip, S
 from svdit.plans.schema import Plan, Stage, template
 from svdit.plans.tables import tables_of
 from svdit.plans.tiles import Tiling
+from svdit.runtime.bench_runners import processor, step_call, time_calls, timed
 from svdit.runtime.ort_runner import OrtRunner
 
 MIXED = "mixed"
@@ -98,42 +97,21 @@ def session(plan: Plan, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def processor() -> str:
-    """The CPU's name and its widest vectors, where Linux says them."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    name = said.get("model name") or platform.processor() or platform.machine()
-    wide = next((f for f in ("avx512f", "avx2") if f in said.get("flags", "").split()), None)
-    return f"{name} ({wide})" if wide else name
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - began)
+def medians(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Milliseconds of calls that take turns."""
+    return {timing.name: timing.median for timing in time_calls(calls, rounds, 0.0)}
 
 
 def pass_ms(args: argparse.Namespace, tiling: Tiling) -> dict[str, float]:
     """One pass of one row with LEAST in every head (portable), and dense."""
-    times: dict[str, list[float]] = {"portable": [], "dense": []}
     plan = template(args.model, tiling.geometry, tiling.tile, LEAST)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runners = {
-            variant: stack.enter_context(
-                OrtRunner(
-                    export(args.model, plan, folder / variant, checkpoint=args.checkpoint, variant=variant, batch=1),
-                    args.threads,
-                )
-            )
-            for variant in times
-        }
-        feed = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in runners["dense"].inputs}
-        for _ in range(args.rounds + 1):
-            for variant, runner in runners.items():
-                times[variant].append(milliseconds(lambda runner=runner: runner.infer(feed, 0)))
-    return {variant: statistics.median(found[1:]) for variant, found in times.items()}
+        folder, calls = Path(stack.enter_context(tempfile.TemporaryDirectory())), {}
+        for variant in ("portable", "dense"):
+            given = {"checkpoint": args.checkpoint, "variant": variant, "batch": 1}
+            bundle = export(args.model, plan, folder / variant, **given)
+            calls[variant] = step_call(stack.enter_context(OrtRunner(bundle, args.threads)), 0)
+        return medians(calls, args.rounds)
 
 
 def row(case: str, tiling: Tiling, heads: Heads, latency: float) -> dict:
@@ -190,16 +168,12 @@ def main() -> None:
         for name in "QKV"
     }
     least = {"least": (LEAST,) * geometry.heads}
-    sessions = {
-        name: session(one_layer(layer.geometry, layer.tile, heads), args.threads)
+    calls = {
+        name: timed(partial(session(one_layer(layer.geometry, layer.tile, heads), args.threads).run, None, feed))
         for name, heads in (found | least).items()
     }
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(args.rounds + 1):
-        for name, run in sessions.items():
-            times[name].append(milliseconds(lambda run=run: run.run(None, feed)))
-    sessions.clear()
-    latency = {name: statistics.median(found[1:]) for name, found in times.items()}
+    latency = medians(calls, args.rounds)
+    calls.clear()
     whole = pass_ms(args, tiling)
     rest = whole["portable"] - geometry.layers * latency["least"]
     table = {

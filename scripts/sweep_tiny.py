@@ -106,9 +106,9 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     adapter, began, rows = registry.adapter("tiny"), time.time(), []
-    known = {"test": TEST_PROMPTS[:args.count], "search": SEARCH_PROMPTS}
-    prompts = known.get(args.prompts) or collect_prompts((), Path(args.prompts))
-    seed = args.seed if args.seed is not None else TEST_SEED if args.prompts == "test" else 0
+    known = {"test": (TEST_PROMPTS[:args.count], TEST_SEED), "search": (SEARCH_PROMPTS, 0)}
+    prompts, seed = known.get(args.prompts) or (collect_prompts((), Path(args.prompts)), 0)
+    seed = seed if args.seed is None else args.seed
 
     def videos(plan=None):
         return generate(adapter, args.checkpoint, prompts, plan=plan, seed=seed, steps=args.steps,

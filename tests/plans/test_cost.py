@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -182,30 +183,27 @@ def test_key_lists_by_hand():
     assert work.lists.tolist() == [6, 1] and work.gathered.tolist() == pytest.approx([14 / 6, 1])
 
 
+def shipped_without(folder, name, dropped):
+    """Rows of a shipped table whose case `dropped` accepts, the table without them, and all its content."""
+    content = json.loads(files("svdit.plans").joinpath("hardware", f"{name}.json").read_text())
+    out = [row for row in content["attention"] if dropped(row["case"])]
+    kept = [row for row in content["attention"] if row not in out]
+    (folder / "without.json").write_text(json.dumps({**content, "attention": kept}))
+    return out, read_hardware(folder / "without.json"), content
+
+
 def test_predicts_the_measured_mixed_layer_from_the_other_rows(tmp_path):
     """H100: 4 full, 8 banded, 8 multi-diagonal, 2 stripe and 2 skip heads; fitted without this row, within 5 %."""
-    from importlib.resources import files
-
-    content = json.loads(files("svdit.plans").joinpath("hardware", "h100.json").read_text())
-    mixed = next(r for r in content["attention"] if r["case"] == "mixed")
-    content["attention"].remove(mixed)
-    path = tmp_path / "without.json"
-    path.write_text(json.dumps(content))
-    cost = cost_model(read_hardware(path), "hunyuan", HUNYUAN)
+    [mixed], hardware, _ = shipped_without(tmp_path, "h100", lambda case: case == "mixed")
+    cost = cost_model(hardware, "hunyuan", HUNYUAN)
     layer = cost.launch_ms + cost.heads_ms(HeadWork(np.full(24, mixed["density"]))).sum()
     assert layer == pytest.approx(mixed["latency_ms"], rel=0.05)
 
 
 def test_predicts_the_mixed_layers_of_the_cpu_from_its_single_heads(tmp_path):
     """Four layers of one to four patterns; rows of the fit have one head that does not skip. Within 5 %."""
-    from importlib.resources import files
-
-    content = json.loads(files("svdit.plans").joinpath("hardware", "cpu.json").read_text())
-    mixed = [row for row in content["attention"] if row["case"].startswith("mixed")]
-    content["attention"] = [row for row in content["attention"] if row not in mixed]
-    path = tmp_path / "without.json"
-    path.write_text(json.dumps(content))
-    cost = cost_model(read_hardware(path), "tiny", Geometry((16, 24, 24), 0, "none", 8, 4, 64))
+    mixed, hardware, content = shipped_without(tmp_path, "cpu", lambda case: case.startswith("mixed"))
+    cost = cost_model(hardware, "tiny", Geometry((16, 24, 24), 0, "none", 8, 4, 64))
     assert len(mixed) == 4 and not cost.estimated and cost.dense_ms == content["rest"][0]["dense_ms"]
     for row in mixed:
         work = HeadWork(*(np.full(4, row[name]) for name in ("density", "gathered")), lists=np.full(4, row["lists"]))

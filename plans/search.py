@@ -24,6 +24,8 @@ DEFAULT_EPS = 1.0
 DEFAULT_ERROR_SCALE = 4.0
 DEFAULT_DENSE_STEPS = 0.2
 NORMALISERS = ("layer", "head")
+PROBE_DENSITY = 0.25
+"""A head's probe is its best pattern that keeps at most this."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,15 @@ def with_full(loss: np.ndarray, eps: float) -> np.ndarray:
 def mode_density(measured: Measurement) -> np.ndarray:
     """[L, H, M + 1] kept share of query-key pairs of every mode, `full` last."""
     return with_full(1.0 - measured.sparsity, 1.0)
+
+
+def probes(measured: Measurement) -> np.ndarray:
+    """int [L, H]: of the modes that keep at most PROBE_DENSITY, the one with the least error over all steps."""
+    allowed = mode_density(measured)[..., :-1]
+    fits = (allowed > 0) & (allowed <= PROBE_DENSITY)
+    if not fits.any(-1).all():
+        raise complain("candidates", "none for some head", f"one that keeps at most {PROBE_DENSITY:g} and not nothing")
+    return np.where(fits, measured.relative().sum(0), np.inf).argmin(-1)
 
 
 def choose(loss: np.ndarray, eps: float) -> np.ndarray:

@@ -34,6 +34,8 @@ ModePattern = Pattern | tuple[tuple[Pattern, ...], ...]
 class SearchState:
     """`settings` decide what is measured; `record` says what it was measured on; arrays hold `done` steps.
 
+    Of searches that were joined (`plans.joined`), `settings["seed"]` is the list of their seeds.
+
     error [S, L, H, M], power [S, L, H], sparsity [L, H, M], layer_power [S, L] and deviation [S, L, H, M] as in
     `plans.search.Measurement`; latents [P, C, f, h, w]; `scheduler` as in `runtime.scheduler_state`. maps
     [L, H, m, m]: attention maps (`plans.maps`) summed over the steps so far, each divided by S. sensitivity [S, L, H],

@@ -87,7 +87,7 @@ def search(
     max_stages: int = 3,
     size: tuple[int | None, int | None, int | None] = (None, None, None),
     tile: tuple[int, int, int] | None = None,
-    candidates: Mapping[str, dict] | None = None,
+    candidates: Mapping[str, dict] | SearchState | None = None,
     query_tiles: int | None = None,
     projected: bool = False,
     calibrate: str | None = None,
@@ -100,7 +100,8 @@ def search(
 
     Errors are means over all prompts (and both guidance rows), which advance together in one batch.
     size          frames, height and width of the video in pixels; None: the model's reference video
-    candidates    name to pattern (see `runtime.candidates`); None: the default ladder
+    candidates    name to pattern (see `runtime.candidates`), or a state: the very patterns that it measures, so that
+                  both searches can be joined (`plans.joined`); None: the default ladder
     query_tiles   measure errors on that many query tiles (None: all), drawn from the seed anew for each step and
                   layer; outputs fed forward are always complete
     projected     errors after the layer's output projection, as shares of the whole layer's output; else errors of
@@ -119,7 +120,11 @@ def search(
     geometry = adapter.geometry_for(size, folder)
     adapter.check_geometry(folder, geometry)
     tiling = Tiling(geometry, tile or adapter.default_tile())
-    specs = default_candidates(tiling) if candidates is None else check_candidates(candidates, tiling)
+    taken = candidates if isinstance(candidates, SearchState) else None
+    if taken is not None:
+        specs = _specs_of(taken, adapter.name, tiling)
+    else:
+        specs = default_candidates(tiling) if candidates is None else check_candidates(candidates, tiling)
     if query_tiles is not None:
         integer(query_tiles, "query_tiles", min(2, tiling.num_tiles), tiling.num_tiles)
     request = Request(tuple(prompts), seed, steps, guidance)
@@ -147,6 +152,11 @@ def search(
         if state is not None and state.exists():
             found = read_state(state)
             check_settings(state, found.settings, settings)
+            if taken is not None and found.patterns != taken.patterns:
+                step = "name another --state, or delete the file"
+                raise complain(f"{state}: patterns", "others", "those of the state in --candidates", step)
+        elif taken is not None:
+            found = _first_state(settings, dict(zip(taken.modes, taken.patterns, strict=True)), tiling, run, device)
         else:
             measured = any(is_measured(spec) for spec in specs.values())
             maps = _maps(runner, model, request, meter, specs, query_tiles, show) if measured else None
@@ -175,6 +185,18 @@ def search(
     return Found(plan_of(final, rule, max_stages), final)
 
 
+def _specs_of(state: SearchState, model: str, tiling: Tiling) -> dict[str, dict]:
+    """Candidates of another search, if it is of the same model, size and tile."""
+    for what, own, other in (
+        ("model", model, state.settings["model"]),
+        ("geometry", tiling.geometry, state.geometry),
+        ("tile", list(tiling.tile), state.settings["tile"]),
+    ):
+        if own != other:
+            raise complain("candidates", f"a search with {what} {other}", f"one with {own}", "name a JSON file instead")
+    return {name: state.settings["candidates"][name] for name in state.modes}
+
+
 def plan_of(state: SearchState, rule: Rule, max_stages: int) -> Plan:
     """Choose a plan from a finished state, with any rule and any number of stages.
 
@@ -197,7 +219,8 @@ def _origin(state: SearchState, rule: Rule | None) -> dict[str, object]:
     """Provenance of a choice: what was measured, and whether behind the choices of this very rule."""
     settings = state.settings
     taken = ("prompts", "seed", "guidance", "query_tiles", "device", "dtype", "checkpoint", "candidates")
-    closed = rule is not None and asdict(rule) == settings["rule"] and "without" not in state.record
+    changed = {"without", "joined"} & set(state.record)
+    closed = rule is not None and asdict(rule) == settings["rule"] and not changed
     return {
         "choice": "closed loop" if closed else "open loop",
         "measured_with": settings["rule"],

@@ -30,6 +30,19 @@ def weights_folder(folder: Path) -> Path:
     return real.pop() if len(real) == 1 and same_names else folder.resolve()
 
 
+def cpu_options(threads: int | None) -> Any:
+    """Session options of the CPU provider; threads None: ONNX Runtime's own choice."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # NOTE threads of an idle session must not spin while another session of the same process works.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
 class OrtRunner(Runner):
     """Runs the graphs of a bundle on ONNX Runtime's CPU provider.
 
@@ -58,12 +71,7 @@ class OrtRunner(Runner):
         need("onnxruntime", "the backend onnxrt")
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # NOTE threads of an idle session must not spin while another session of the same process works.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
+        options = cpu_options(self.threads)
         if self.bundle.manifest.variant == "plugin":
             self._register(options)
         options.add_session_config_entry(WEIGHTS_FOLDER, str(weights_folder(self.bundle.path)))

@@ -129,12 +129,21 @@ def parse_tile(text: str) -> tuple[int, int, int]:
 @prompt_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Prompt i uses seed + i.")
 @click.option("--tile", metavar="T,H,W", help="Tile of the plan (default: the model's).")
-@click.option("--candidates", type=FILE, metavar="FILE", help="JSON object of candidate patterns by name.")
+@click.option(
+    "--candidates", type=FILE, metavar="FILE", help="JSON object of patterns by name, or a search state: those it has."
+)
 @click.option("--query-tiles", type=int, help="Measure errors on that many query tiles (default: all).")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16.")
 @click.option("--state", type=FILE, metavar="FILE", help="State file (default: the output's name with .search.npz).")
-@click.option("--from-state", type=FILE, metavar="FILE", help="Choose again from a finished search, without measuring.")
+@click.option(
+    "--from-state",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Choose again from a finished search, without measuring; given several times: from all of them joined, which "
+    "go to --state.",
+)
 @click.option(
     "--without",
     multiple=True,
@@ -158,8 +167,11 @@ def main(context: click.Context, **options: object) -> None:
     _check_method(method, given)
     rule = Rule(*(options[name] for name in ("lam", "eps", "error_scale", "normaliser", "dense_steps")))  # type: ignore[arg-type]
     _check_outputs(output, options["json_file"])  # type: ignore[arg-type]
-    if options["from_state"] is not None:
+    states: tuple[Path, ...] = options["from_state"]  # type: ignore[assignment]
+    if states:
         measuring = [name for name in MEASURING if name in given]
+        if len(states) > 1 and "state" in measuring:
+            measuring.remove("state")
         if measuring:
             raise complain(
                 "--from-state",
@@ -167,10 +179,7 @@ def main(context: click.Context, **options: object) -> None:
                 "no options that say what to measure",
                 "the state file holds its own settings",
             )
-        from svdit.plans.search_state import read_state
-
-        state = read_state(options["from_state"])  # type: ignore[arg-type]
-        plan = _choose(state, options, rule)
+        plan = _choose_again(states, options, rule)
     else:
         plan = _search(options, rule, output)
     write_plan(output, plan)
@@ -254,6 +263,7 @@ def _check_outputs(output: Path, json_file: Path | None) -> None:
 
 def _search(options: dict, rule: Rule, output: Path) -> Plan:
     from svdit.plans import registry
+    from svdit.plans.search_state import read_state
     from svdit.plans.tiles import Tiling
     from svdit.runtime.candidates import read_candidates
     from svdit.runtime.measure import search
@@ -269,7 +279,8 @@ def _search(options: dict, rule: Rule, output: Path) -> Plan:
     tiling = Tiling(adapter.geometry_for(size, checkpoint_of(adapter, options["checkpoint"])), tile)
     specs = None
     if options["candidates"] is not None:
-        specs = read_candidates(options["candidates"], tiling)
+        is_state = options["candidates"].suffix == ".npz"
+        specs = read_state(options["candidates"]) if is_state else read_candidates(options["candidates"], tiling)
     if options["method"] in baselines.METHODS:
         steps = options["steps"] or adapter.sampling(checkpoint_of(adapter, options["checkpoint"])).steps
         dense = sum(rule.is_dense(step, steps) for step in range(steps))
@@ -306,6 +317,26 @@ def _search(options: dict, rule: Rule, output: Path) -> Plan:
     if options["method"] == "sparse-vdit" and options["density"] is None and not options["without"]:
         return found.plan
     return _choose(found.state, options, rule)
+
+
+def _choose_again(files: tuple[Path, ...], options: dict, rule: Rule) -> Plan:
+    """A plan from one finished search or from several; several are written to --state as one, if it is given."""
+    from svdit.plans.joined import join
+    from svdit.plans.search_state import read_state, write_state
+    from svdit.runtime.video import check_target
+
+    if len(files) == 1:
+        return _choose(read_state(files[0]), options, rule)
+    target: Path | None = options["state"]
+    if target is not None:
+        check_target(target, None, "--state")
+        if target.exists():
+            raise complain("--state", f"{target}, which exists", "a new file for the joined searches")
+    state = join([read_state(file) for file in files], [str(file) for file in files])
+    plan = _choose(state, options, rule)
+    if target is not None:
+        write_state(target, state)
+    return plan
 
 
 def _choose(state: SearchState, options: dict, rule: Rule) -> Plan:

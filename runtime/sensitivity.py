@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdit.plans.errors import complain
-from svdit.plans.search import Measurement, mode_density
+from svdit.plans.numbers import geometric_mean
+from svdit.plans.search import probes
 from svdit.plans.search_state import SearchState
 from svdit.plans.tiles import Tiling
 from svdit.runtime.denoise import Denoising
@@ -32,8 +32,6 @@ from svdit.runtime.scheduler_state import load_scheduler, save_scheduler
 from svdit.runtime.search_attention import Attention, attend_by_masks, full_attention
 from svdit.runtime.torch_runner import TorchRunner
 
-PROBE_DENSITY = 0.25
-"""A head's probe is its best pattern that keeps at most this."""
 HEAD_STEPS = 6
 """Steps at which heads are tried one by one."""
 SILENT = 1e-12
@@ -72,15 +70,6 @@ class ProbeAttention:
             out = out.clone()
             out[:, :, head] = attend_by_masks(self.tiling, *one, self.masks[layer, head], text_len)
         return out
-
-
-def probes(measured: Measurement) -> np.ndarray:
-    """int [L, H]: of the modes that keep at most PROBE_DENSITY, the one with the least error over all steps."""
-    allowed = mode_density(measured)[..., :-1]
-    fits = (allowed > 0) & (allowed <= PROBE_DENSITY)
-    if not fits.any(-1).all():
-        raise complain("candidates", "none for some head", f"one that keeps at most {PROBE_DENSITY:g} and not nothing")
-    return np.where(fits, measured.relative().sum(0), np.inf).argmin(-1)
 
 
 class Track:
@@ -159,12 +148,12 @@ def measure_sensitivity(
         trajectory = Trajectory(prepare(runner, model, request, dense_stage, walk=True), track)
         final, after = [], np.zeros(steps)
         for step in progress(range(steps), "weighing steps", "step", show=show):
-            after[step] = typical(_mean_squares(trajectory.leave(step, attention, True)))
+            after[step] = geometric_mean(_mean_squares(trajectory.leave(step, attention, True)))
             final.append(trajectory.finish())
         ratio = by_head(error, after, *_heads_alone(trajectory, attention, error.shape, show)) if heads_too else 1.0
     runner.model.attention = before
     products = scalar_products(np.stack(final, 1))
-    counts = typical(np.diagonal(products, axis1=1, axis2=2))
+    counts = geometric_mean(np.diagonal(products, axis1=1, axis2=2))
     return Sensitivity(by_step(error, counts) * ratio, coherences(products))
 
 
@@ -178,20 +167,13 @@ def _heads_alone(
     for number, step in enumerate(progress(tried, "weighing heads", "step", show=show)):
         for layer, head in np.ndindex(layers, heads):
             changed = _mean_squares(trajectory.leave(step, attention, (layer, head)))
-            alone[number, layer, head] = typical(changed)
+            alone[number, layer, head] = geometric_mean(changed)
     return tried, alone
 
 
 def _mean_squares(values: np.ndarray) -> np.ndarray:
     """[P] from [P, ...]."""
     return np.square(values, dtype=np.float64).reshape(len(values), -1).mean(1)
-
-
-def typical(errors: np.ndarray) -> np.ndarray:
-    """Geometric mean over the first axis, the videos; an error of 0 counts as SILENT times the greatest."""
-    greatest = errors.max(0)
-    shares = np.divide(errors, greatest, out=np.ones_like(errors), where=greatest > 0)
-    return greatest * np.exp(np.log(np.maximum(shares, SILENT)).mean(0))
 
 
 def scalar_products(changes: np.ndarray) -> np.ndarray:
@@ -203,7 +185,7 @@ def scalar_products(changes: np.ndarray) -> np.ndarray:
 def coherences(products: np.ndarray) -> np.ndarray:
     """float64 [P, S, S] of `Sensitivity` from scalar products [P, S, S]; 1 where a step makes no error at all."""
     own = np.diagonal(products, axis1=1, axis2=2)
-    usual = typical(own)
+    usual = geometric_mean(own)
     size = np.sqrt(np.outer(usual, usual))
     found = np.divide(products, size, out=np.zeros_like(products), where=size > 0).clip(min=0.0)
     places = np.arange(len(usual))

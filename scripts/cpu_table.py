@@ -38,7 +38,7 @@ from svdit.plans.schema import Plan, Stage, template
 from svdit.plans.tables import tables_of
 from svdit.plans.tiles import Tiling
 from svdit.runtime.bench_runners import processor, step_call, time_calls, timed
-from svdit.runtime.ort_runner import OrtRunner
+from svdit.runtime.ort_runner import OrtRunner, cpu_options
 
 MIXED = "mixed"
 LEAST = MultiDiagonal(rows=0, cols=0)
@@ -90,11 +90,8 @@ def one_layer(geometry: Geometry, tile: tuple[int, int, int], heads: Heads) -> P
 def session(plan: Plan, threads: int) -> ort.InferenceSession:
     tables = tables_of(plan)
     model = drop_unused(portable.expand_sparse(op_model(tables, 1, plan.geometry.head_dim), tables, 0))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    # NOTE threads of an idle session must not spin while another session of the same process works.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content, options = ir.to_proto(model).SerializeToString(), cpu_options(threads)
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def medians(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:

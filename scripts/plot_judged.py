@@ -24,7 +24,7 @@ def draw(axes: Axes, plans: list[JudgedPlan], axis: str) -> None:
         rows = sorted((getattr(plan, axis), plan.psnr) for plan in own)
         ours = method.startswith("budget")
         style = {"linewidth": 2.2, "zorder": 3} if ours else {"linewidth": 1.0, "linestyle": "--"}
-        look = {"marker": "osD^vP*X<>"[number % 10], "color": f"C{number % 10}", "markersize": 5}
+        look = {"marker": "osD^vP*X<>hd"[number % 12], "color": f"C{number % 10}", "markersize": 5}
         axes.plot(*(zip(*rows, strict=True) if rows else ([], [])), label=method, **look, **style)
     axes.set_xlabel(LABELS[axis])
     axes.grid(alpha=0.3)

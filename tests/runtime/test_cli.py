@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from svdit.plans.schema import dumps, read_plan
+from svdit.plans.search_state import read_state
 from svdit.runtime import cli, search_cli
 from svdit.runtime.search_cli import default_state
 from svdit.trt_plugins import onnxruntime_library
@@ -378,6 +379,33 @@ def test_candidates_left_out_of_a_choice(checkpoint, tmp_path):
     assert found["again"].provenance["predicted"]["batch"] == 2
     done = invoke(search_cli.main, *budget, *again, "--without", "far*")
     assert done.exit_code == 2 and "--without: got 'far*'; expected a name or glob of its 3 candidates" in done.output
+
+
+def test_one_plan_from_searches_of_several_prompts(checkpoint, tmp_path):
+    """The second search takes the patterns of the first, so that a plan can be chosen from both."""
+    (tmp_path / "c.json").write_text('{"band": {"kind": "diagonal"}, "top": {"kind": "stripe", "columns": {"top": 2}}}')
+    size = ("--model", "tiny", "--checkpoint", checkpoint, "--tile", "1,2,3", "--steps", "2")
+    budget = ("--method", "budget", "--target-density", "0.4")
+    one, two, both = (tmp_path / f"{name}.search.npz" for name in ("one", "two", "both"))
+    for state, candidates, seed, text in ((one, tmp_path / "c.json", 0, PROMPTS[0]), (two, one, 1, PROMPTS[1])):
+        more = ("--prompt", text, "--seed", str(seed), "--candidates", candidates, "--state", state)
+        done = invoke(search_cli.main, *budget, *size, *more, "-o", tmp_path / "one.plan.json")
+        assert done.exit_code == 0, done.output
+    plan = tmp_path / "both.plan.json"
+    joined = (*budget, "--from-state", one, "--from-state", two, "-o", plan)
+    done = invoke(search_cli.main, *joined, "--state", both)
+    assert done.exit_code == 0, done.output
+    assert read_plan(plan).provenance["prompts"] == list(PROMPTS)
+    assert read_plan(plan).provenance["seed"] == [0, 1] and read_plan(plan).provenance["joined"] == 2
+    np.testing.assert_allclose(read_state(both).error, (read_state(one).error + read_state(two).error) / 2)
+    again = tmp_path / "again.plan.json"
+    done = invoke(search_cli.main, *budget, "--from-state", both, "-o", again)
+    assert done.exit_code == 0 and again.read_bytes() == plan.read_bytes(), done.output
+    done = invoke(search_cli.main, *joined, "--state", both)
+    assert done.exit_code == 2 and "--state: got" in done.stderr and "which exists; expected a new file" in done.stderr
+    done = invoke(search_cli.main, *budget, "--from-state", one, "--from-state", one, "-o", tmp_path / "no.plan.json")
+    assert done.exit_code == 2 and f'prompts: got "{PROMPTS[0]}" with seed 0; expected other videos' in done.stderr
+    assert not (tmp_path / "no.plan.json").exists()
 
 
 def test_a_calibrated_search_weighs_errors_as_it_measured_them(checkpoint, tmp_path):

@@ -14,9 +14,10 @@ from svdit.plans.budget import Target, weighted_errors
 from svdit.plans.cost import cost_model, read_hardware
 from svdit.plans.dynamics import step_weights
 from svdit.plans.errors import SvditError
+from svdit.plans.joined import join
 from svdit.plans.patterns import Tiles
 from svdit.plans.schema import dumps
-from svdit.plans.search import Rule, loss_table, mode_density, rule_for_density
+from svdit.plans.search import Rule, loss_table, mode_density, probes, rule_for_density
 from svdit.plans.search_state import read_state, write_state
 from svdit.plans.stages import merge
 from svdit.plans.tiles import Tiling
@@ -207,6 +208,46 @@ def test_a_dense_walk_is_not_walked_again_to_calibrate(adapter, checkpoint, monk
         given = {"rule": Rule(dense_steps=share), "calibrate": "steps"}
         run(adapter, checkpoint, candidates={"band": {"kind": "diagonal", "frames": 0}}, **given)
         assert len(count) == passes
+
+
+def final_errors_of_probes(state):
+    """[P, S] final error of every video with all heads under their probes at one step."""
+    measured = state.measurement()
+    errors = np.take_along_axis(measured.relative(), probes(measured)[None, ..., None], -1)[..., 0]
+    return np.diagonal(state.coherence, axis1=1, axis2=2) * (state.sensitivity * errors).sum((1, 2))
+
+
+def test_searches_with_a_share_of_the_prompts_are_one_together(adapter, checkpoint):
+    """Two searches, the second with the patterns of the first, against one with all prompts and those patterns."""
+    given = {"rule": Rule(dense_steps=1.0), "projected": True, "calibrate": "steps"}
+    one = run(adapter, checkpoint, prompts=PROMPTS[:1], seed=5, **given).state
+    given["candidates"] = one
+    two = run(adapter, checkpoint, prompts=PROMPTS[1:], seed=6, **given).state
+    whole = run(adapter, checkpoint, prompts=PROMPTS, seed=5, **given).state
+    assert one.patterns == two.patterns and any(isinstance(p, tuple) for p in one.patterns)
+    joined = join([one, two])
+    np.testing.assert_allclose(joined.error, whole.error, rtol=1e-4, atol=1e-7 * whole.error.max())
+    np.testing.assert_allclose(joined.layer_power, whole.layer_power, rtol=1e-5)
+    np.testing.assert_allclose(joined.maps, whole.maps, rtol=1e-4, atol=1e-7)
+    errors = [final_errors_of_probes(state) for state in (joined, whole)]
+    np.testing.assert_allclose(errors[0], errors[1], rtol=1e-3)
+    targets = [Target("density", share) for share in (0.3, 0.5, 0.7)]
+    plans = [[budget_plan_of(s, t, max_stages=2) for t in targets] for s in (joined, whole)]
+    assert [p.stages for p in plans[0]] == [p.stages for p in plans[1]]
+    assert plan_of(joined, Rule(dense_steps=1.0), 2).provenance["choice"] == "open loop"
+
+
+def test_a_search_goes_on_with_the_patterns_that_it_began_with(adapter, checkpoint, found, tmp_path):
+    state = tmp_path / "s.search.npz"
+    run(adapter, checkpoint, candidates=found.state, state=state)
+    other = replace(found.state, patterns=found.state.patterns[::-1])
+    with pytest.raises(SvditError, match=r"s\.search\.npz: patterns: got others; expected those of the state in"):
+        run(adapter, checkpoint, candidates=other, state=state)
+
+
+def test_patterns_of_a_search_at_another_size_are_refused(adapter, checkpoint, found):
+    with pytest.raises(SvditError, match=r"candidates: got a search with tile \[.*\]; expected one with \[2, 2, 3\]"):
+        run(adapter, checkpoint, candidates=found.state, tile=(2, 2, 3))
 
 
 def test_a_calibration_that_does_not_exist_is_refused(adapter, checkpoint):

@@ -9,7 +9,7 @@ from svdit.plans.budget import combined_error
 from svdit.plans.errors import SvditError
 from svdit.plans.patterns import pattern_from_json
 from svdit.plans.schema import Plan, Stage
-from svdit.plans.search import Rule
+from svdit.plans.search import Rule, probes
 from svdit.plans.tiles import Tiling
 from svdit.runtime.measure import search
 from svdit.runtime.pipeline import Model, Request, generate
@@ -18,9 +18,7 @@ from svdit.runtime.sensitivity import (
     by_step,
     coherences,
     measure_sensitivity,
-    probes,
     scalar_products,
-    typical,
 )
 from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
@@ -142,15 +140,6 @@ def test_scalar_products_are_of_each_video():
     for video, a, b in np.ndindex(2, 3, 3):
         expected = sum(x * y for x, y in zip(changes[video, a].ravel(), changes[video, b].ravel(), strict=True)) / 35
         assert found[video, a, b] == pytest.approx(expected, abs=1e-6)
-
-
-def test_one_odd_video_moves_a_typical_error_little():
-    np.testing.assert_allclose(typical(np.array([[1.0, 3.0], [100.0, 3.0]])), [10.0, 3.0])
-    assert typical(np.array([0.0, 0.0])) == 0.0
-    np.testing.assert_allclose(typical(np.array([0.0, 4.0])), 4e-6, err_msg="a video without an error")
-    videos = np.array([2.0, 3.0, 2.5, 2.0, 80.0])
-    decibel = np.mean(-10 * np.log10(videos))
-    assert -10 * np.log10(typical(videos)) == pytest.approx(decibel), "a mean PSNR goes by it"
 
 
 def test_sensitivity_is_deterministic(adapter, checkpoint, state, found):

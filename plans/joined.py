@@ -18,8 +18,8 @@ import numpy as np
 from svdit.plans.errors import complain, rooted
 from svdit.plans.fields import shown
 from svdit.plans.numbers import SILENT, geometric_mean
-from svdit.plans.search import Measurement, probes
-from svdit.plans.search_state import OPTIONAL, SearchState
+from svdit.plans.search import Measurement, errors_at, probes
+from svdit.plans.search_state import OPTIONAL, SearchState, check_same
 
 OWN = ("prompts", "seed")
 """Settings in which searches that are joined may differ."""
@@ -78,7 +78,7 @@ def join(states: Sequence[SearchState], names: Sequence[str] | None = None) -> S
         return whole
     sensitivity = geometric_mean(np.stack([state.sensitivity for state in states]), counts)
     together = whole.measurement()
-    chosen = probes(together)[None, ..., None]
+    chosen = probes(together)
     final = _by_step(sensitivity, together, chosen)
     coherence = [
         np.broadcast_to(state.coherence, (int(count), *state.coherence.shape[1:]))  # older states have one for all
@@ -89,9 +89,8 @@ def join(states: Sequence[SearchState], names: Sequence[str] | None = None) -> S
 
 
 def _by_step(weights: np.ndarray, measured: Measurement, chosen: np.ndarray) -> np.ndarray:
-    """[S] weighted errors of every step with all heads under the modes `chosen` [1, L, H, 1]; weights [S, L, H]."""
-    errors = np.take_along_axis(measured.relative(), chosen, -1)[..., 0]
-    found = (weights * errors).sum((1, 2))
+    """[S] weighted errors of every step with all heads under the modes `chosen` [L, H]; weights [S, L, H]."""
+    found = (weights * errors_at(measured, chosen)).sum((1, 2))
     return np.maximum(found, SILENT * (found.max() or 1.0))
 
 
@@ -110,22 +109,16 @@ def _deviation(states: Sequence[SearchState], counts: np.ndarray) -> np.ndarray:
 
 
 def _check_alike(first: SearchState, state: SearchState, name: str, other: str) -> None:
-    step = "join searches that differ in nothing but --prompts and --seed"
-    for key in sorted({*first.settings, *state.settings} - set(OWN)):
-        if first.settings.get(key) != state.settings.get(key):
-            got, expected = shown(state.settings.get(key)), shown(first.settings.get(key))
-            raise complain(f"{other}: {key}", got, f"{expected} as in {name}", step)
+    step, source = "join searches that differ in nothing but --prompts and --seed", f"as in {name}"
+    check_same(other, state.settings, first.settings, source, step, OWN)
     if (first.modes, first.patterns) != (state.modes, state.patterns):
         step = f"search again with --candidates {name}: candidates that are measured follow the prompts"
         raise complain(f"{other}: patterns", "others", f"those of {name}", step)
-    for key in sorted({*first.record, *state.record} - set(KNOWN)):
-        if first.record.get(key) != state.record.get(key):
-            got, expected = shown(state.record.get(key)), shown(first.record.get(key))
-            raise complain(f"{other}: {key}", got, f"{expected} as in {name}", "calibrate all searches alike")
+    check_same(other, state.record, first.record, source, "calibrate all searches alike", KNOWN)
     for key in OPTIONAL:
         if (getattr(first, key) is None) != (getattr(state, key) is None):
             has = ["none" if getattr(one, key) is None else "some" for one in (state, first)]
-            raise complain(f"{other}: {key}", has[0], f"{has[1]} as in {name}", "search again with this release")
+            raise complain(f"{other}: {key}", has[0], f"{has[1]} {source}", "search again with this release")
 
 
 def _check_videos(states: Sequence[SearchState], names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SILENT = 1e-12
-"""Share of the greatest below which a number counts as this in a geometric mean: it may be 0."""
+"""A share below this counts as this where its logarithm or its inverse is taken: it may be 0."""
 
 
 def significant(value: float, digits: int = 6) -> float:

@@ -144,6 +144,11 @@ def probes(measured: Measurement) -> np.ndarray:
     return np.where(fits, measured.relative().sum(0), np.inf).argmin(-1)
 
 
+def errors_at(measured: Measurement, chosen: np.ndarray) -> np.ndarray:
+    """[S, L, H] relative errors with the modes `chosen`, int [L, H]."""
+    return np.take_along_axis(measured.relative(), chosen[None, ..., None], -1)[..., 0]
+
+
 def choose(loss: np.ndarray, eps: float) -> np.ndarray:
     """The paper's rule on losses [..., M]: integer [...], M meaning full."""
     return with_full(loss, eps).argmin(-1)

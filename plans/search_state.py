@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -200,14 +200,15 @@ def noise_levels(state: SearchState) -> tuple[np.ndarray, np.ndarray]:
 
 def check_settings(path: Path, found: dict, wanted: dict) -> None:
     """Refuse to continue a search with other settings, naming the first one that differs."""
-    for name in sorted({*found, *wanted}):
+    step = "use the same settings, name another --state, or delete the file"
+    check_same(str(path), found, wanted, "as asked for now", step)
+
+
+def check_same(where: str, found: Mapping, wanted: Mapping, source: str, step: str, but: Collection[str] = ()) -> None:
+    """Raise SvditError about the first entry in which two mappings differ, unless it is one of `but`."""
+    for name in sorted({*found, *wanted} - set(but)):
         if found.get(name) != wanted.get(name):
-            raise complain(
-                f"{path}: {name}",
-                shown(found.get(name)),
-                f"{shown(wanted.get(name))} as asked for now",
-                "use the same settings, name another --state, or delete the file",
-            )
+            raise complain(f"{where}: {name}", shown(found.get(name)), f"{shown(wanted.get(name))} {source}", step)
 
 
 def default_state(output: Path) -> Path:

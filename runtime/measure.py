@@ -120,9 +120,10 @@ def search(
     geometry = adapter.geometry_for(size, folder)
     adapter.check_geometry(folder, geometry)
     tiling = Tiling(geometry, tile or adapter.default_tile())
-    taken = candidates if isinstance(candidates, SearchState) else None
-    if taken is not None:
-        specs = _specs_of(taken, adapter.name, tiling)
+    patterns = None
+    if isinstance(candidates, SearchState):
+        specs = _specs_of(candidates, adapter.name, tiling)
+        patterns = dict(zip(candidates.modes, candidates.patterns, strict=True))
     else:
         specs = default_candidates(tiling) if candidates is None else check_candidates(candidates, tiling)
     if query_tiles is not None:
@@ -152,15 +153,15 @@ def search(
         if state is not None and state.exists():
             found = read_state(state)
             check_settings(state, found.settings, settings)
-            if taken is not None and found.patterns != taken.patterns:
+            if patterns is not None and found.patterns != tuple(patterns.values()):
                 step = "name another --state, or delete the file"
                 raise complain(f"{state}: patterns", "others", "those of the state in --candidates", step)
-        elif taken is not None:
-            found = _first_state(settings, dict(zip(taken.modes, taken.patterns, strict=True)), tiling, run, device)
         else:
-            measured = any(is_measured(spec) for spec in specs.values())
-            maps = _maps(runner, model, request, meter, specs, query_tiles, show) if measured else None
-            found = _first_state(settings, _resolved(specs, tiling, maps), tiling, run, device)
+            if patterns is None:
+                measured = any(is_measured(spec) for spec in specs.values())
+                maps = _maps(runner, model, request, meter, specs, query_tiles, show) if measured else None
+                patterns = _resolved(specs, tiling, maps)
+            found = _first_state(settings, patterns, tiling, run, device)
         hook = ChoosingAttention(
             meter,
             tiling,

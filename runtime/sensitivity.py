@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdit.plans.numbers import geometric_mean
-from svdit.plans.search import probes
+from svdit.plans.numbers import SILENT, geometric_mean
+from svdit.plans.search import errors_at, probes
 from svdit.plans.search_state import SearchState
 from svdit.plans.tiles import Tiling
 from svdit.runtime.denoise import Denoising
@@ -34,8 +34,6 @@ from svdit.runtime.torch_runner import TorchRunner
 
 HEAD_STEPS = 6
 """Steps at which heads are tried one by one."""
-SILENT = 1e-12
-"""Relative errors below this count as this, so that a head that does nothing gets a finite weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +138,7 @@ def measure_sensitivity(
     chosen = probes(measured)
     kept = ModeMasks(state.patterns, tiling)
     masks = np.stack([[kept.mask(n, h, chosen[n, h]) for h in range(heads)] for n in range(layers)])
-    error = np.take_along_axis(measured.relative(), chosen[None, ..., None], -1)[..., 0]
+    error = errors_at(measured, chosen)
     dense = full_attention(tiling, runner.device, runner.dtype)
     attention = ProbeAttention(tiling, masks, runner.device, dense)
     before, runner.model.attention = runner.model.attention, attention

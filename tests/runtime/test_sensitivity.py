@@ -13,13 +13,7 @@ from svdit.plans.search import Rule, probes
 from svdit.plans.tiles import Tiling
 from svdit.runtime.measure import search
 from svdit.runtime.pipeline import Model, Request, generate
-from svdit.runtime.sensitivity import (
-    by_head,
-    by_step,
-    coherences,
-    measure_sensitivity,
-    scalar_products,
-)
+from svdit.runtime.sensitivity import by_head, by_step, coherences, measure_sensitivity, scalar_products
 from svdit.runtime.torch_runner import TorchRunner
 from tests.runtime.conftest import PROMPTS, TILE
 
